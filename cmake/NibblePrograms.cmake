@@ -1,0 +1,8 @@
+# The programs: `nibble`, and `benchmark_gptq`, the same program under the name and with the output of optimum's script.
+if(EXISTS ${CMAKE_SOURCE_DIR}/src/cli/main.cpp)
+  add_executable(nibble src/cli/main.cpp)
+  target_link_libraries(nibble PRIVATE nibble_flags nibble_cli nibble_bench nibble_report nibble_models nibble_kernels nibble_ops)
+  set_target_properties(nibble PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+  add_custom_command(TARGET nibble POST_BUILD
+    COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_gptq)
+endif()
