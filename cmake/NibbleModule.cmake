@@ -5,6 +5,7 @@
 #
 # One translation unit an instruction set: the end of a file's name says which it is compiled for.
 set(NIBBLE_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
+set(NIBBLE_ISA_FLAGS_avxvnni ${NIBBLE_ISA_FLAGS_avx2} -mavxvnni)
 set(NIBBLE_ISA_FLAGS_avx512 ${NIBBLE_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd)
 set(NIBBLE_ISA_FLAGS_avx512vnni ${NIBBLE_ISA_FLAGS_avx512} -mavx512vnni)
 set(NIBBLE_ISA_FLAGS_avx512bf16 ${NIBBLE_ISA_FLAGS_avx512vnni} -mavx512bf16)
@@ -50,7 +51,7 @@ function(nibble_module NAME)
   if(NIBBLE_LIBS_${NAME})
     target_link_libraries(nibble_${NAME} ${NIBBLE_LIBS_${NAME}})
   endif()
-  foreach(isa avx2 avx512 avx512vnni avx512bf16 amx)
+  foreach(isa avx2 avxvnni avx512 avx512vnni avx512bf16 amx)
     set(isa_sources ${sources})
     list(FILTER isa_sources INCLUDE REGEX "_${isa}\\.cpp$")
     if(isa_sources)

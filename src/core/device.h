@@ -1,0 +1,62 @@
+// A device (the CPU, a GPU) as the modules above see it: memory, an ordered stream of work, capture of a sequence of work
+// that is replayed for each token, and time. Nothing above `core`, `kernels` and `ops` knows which device it runs on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace nibble {
+
+enum class DeviceKind { cpu, cuda };
+
+struct DeviceInfo {
+  DeviceKind kind = DeviceKind::cpu;
+  int index = 0;
+  std::string name;               // as the system names it
+  std::size_t memory_bytes = 0;   // all of it, cut by the limits of this process
+  int threads = 0;                // CPU: threads of the pool; GPU: multiprocessors
+  std::string isa;                // CPU: the active instruction set; GPU: "sm_90"
+};
+
+/// Device memory; freed with the object.
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  virtual std::byte* data() const = 0;
+  virtual std::size_t size() const = 0;
+};
+
+/// A captured sequence of work.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+};
+
+/// An ordered queue of work. What is enqueued neither allocates nor waits.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  virtual void copy_to_device(void* to, const void* from, std::size_t bytes) = 0;
+  virtual void copy_to_host(void* to, const void* from, std::size_t bytes) = 0;
+  /// Waits for everything enqueued so far.
+  virtual void synchronize() = 0;
+
+  /// Between these two, work is recorded and not run. The pointers given stay fixed, their contents may change between
+  /// replays.
+  virtual void begin_capture() = 0;
+  virtual std::unique_ptr<Graph> end_capture() = 0;
+  virtual void launch(const Graph& graph) = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual const DeviceInfo& info() const = 0;
+  /// At least `bytes` of uninitialised memory, aligned to 256 bytes; Error naming `purpose` when there is not so much.
+  virtual std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) = 0;
+  virtual std::unique_ptr<Stream> make_stream() = 0;
+};
+
+}  // namespace nibble

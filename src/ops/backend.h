@@ -1,0 +1,126 @@
+// Everything that a model does beside its linear sites, as one device does it. On the CPU all activations are f32.
+// As for kernels: calls neither allocate nor wait, may be captured, and read changing values through fixed pointers.
+#pragma once
+
+#include "core/device.h"
+#include "core/matrix.h"
+#include "kernels/linear_kernel.h"
+
+#include <cstdint>
+#include <memory>
+
+namespace nibble {
+
+struct EmbedArgs {
+  RowMap map;
+  MatrixRef table;  // [vocab, hidden] f32, f16 or bf16, in device memory
+  float scale = 1;  // multiplies the embedding
+  MatrixRef y;      // [rows, hidden]
+};
+
+enum class NormKind { rms, layer };
+struct NormArgs {
+  NormKind kind = NormKind::rms;
+  MatrixRef x;                    // [rows, groups * width]
+  std::int64_t groups = 1;        // each row is normed in this many equal parts with the same weight (per-head norms)
+  const float* weight = nullptr;  // [width]
+  const float* bias = nullptr;    // [width], layer norm only, may be null
+  float eps = 0;
+  MatrixRef y;                    // may be x
+};
+
+/// Rotates the first `dims` dimensions of each head. table is [max_position, dims] floats: dims/2 cosines, then dims/2
+/// sines, of position * inv_freq, scaling included.
+struct RotaryArgs {
+  RowMap map;
+  MatrixRef x;  // [rows, heads * head_dim], rotated in place
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t dims = 0;
+  bool interleaved = false;  // pairs (2i, 2i+1) instead of (i, i + dims/2)
+  const float* table = nullptr;
+};
+
+struct KvStoreArgs {
+  RowMap map;
+  MatrixRef k, v;  // [rows, kv_heads * head_dim]
+  KvView cache;
+};
+
+struct AttentionArgs {
+  RowMap map;
+  MatrixRef q;  // [rows, heads * head_dim]
+  std::int64_t heads = 0;
+  KvView cache;             // holds the keys of these rows already
+  float scale = 1;
+  std::int64_t window = 0;  // > 0: the row at position i sees keys j with i - window < j <= i; 0: all j <= i
+  float softcap = 0;        // > 0: scores become softcap * tanh(scores / softcap)
+  MatrixRef y;              // [rows, heads * head_dim]
+  std::byte* workspace = nullptr;
+};
+
+struct SampleParams {
+  float temperature = 0;  // 0: greedy (the first largest logit), and the rest is ignored but for the penalty
+  std::int32_t top_k = 0; // 0: all
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;  // as transformers': logits of seen tokens divided (if positive) or multiplied by it
+  std::uint64_t seed = 0;
+};
+
+struct SampleArgs {
+  MatrixRef logits;                      // [n, vocab] f32; changed in place when not plainly greedy
+  const SampleParams* params = nullptr;  // [n], device memory
+  const std::uint8_t* seen = nullptr;    // [n, vocab] 1 for tokens seen so far; null when no row has a penalty
+  const std::int32_t* positions = nullptr;  // [n] draws are a function of (seed, position): they do not depend on the batch
+  std::int32_t* next = nullptr;          // [n]
+  std::byte* workspace = nullptr;
+};
+
+/// After a decode step: tokens[i] = next[i]; positions[i] += 1; history[i * history_stride + step_of[i]] = next[i];
+/// step_of[i] += 1; seen[i * vocab + next[i]] = 1. So the step can be replayed without the host.
+struct AdvanceArgs {
+  std::int64_t sequences = 0;
+  const std::int32_t* next = nullptr;
+  std::int32_t* tokens = nullptr;
+  std::int32_t* positions = nullptr;
+  std::int32_t* history = nullptr;
+  std::int64_t history_stride = 0;
+  std::int32_t* step_of = nullptr;
+  std::uint8_t* seen = nullptr;  // may be null
+  std::int64_t vocab = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual Device& device() = 0;
+
+  virtual void embed(const EmbedArgs& args, Stream& stream) = 0;
+  virtual void norm(const NormArgs& args, Stream& stream) = 0;
+  virtual void rotary(const RotaryArgs& args, Stream& stream) = 0;
+
+  /// Bytes of K (and as many of V) for one layer's cache of the given shape; k and v of a KvView are 64-byte aligned.
+  virtual std::size_t kv_bytes(const KvView& shape) const = 0;
+  virtual void kv_store(const KvStoreArgs& args, Stream& stream) = 0;
+  /// Scratch bytes for attention over up to `rows` rows, `heads` heads, contexts of up to cache.capacity.
+  virtual std::size_t attention_workspace(std::int64_t rows, std::int64_t heads, const KvView& cache) const = 0;
+  virtual void attention(const AttentionArgs& args, Stream& stream) = 0;
+
+  /// y = act(gate) * up; y may be gate or up. All [rows, columns].
+  virtual void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRef& up, const MatrixRef& y,
+                                Stream& stream) = 0;
+  /// y = a + b; y may be a or b.
+  virtual void add(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, Stream& stream) = 0;
+  /// y[i] = x[indices[i]], i < y.rows; indices in device memory.
+  virtual void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) = 0;
+
+  virtual std::size_t sample_workspace(std::int64_t rows, std::int64_t vocab) const = 0;
+  virtual void sample(const SampleArgs& args, Stream& stream) = 0;
+  virtual void advance(const AdvanceArgs& args, Stream& stream) = 0;
+};
+
+/// The CPU's back end.
+std::unique_ptr<Backend> make_cpu_backend();
+
+}  // namespace nibble
