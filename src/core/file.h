@@ -9,7 +9,7 @@
 
 namespace nibble {
 
-/// A read-only memory map of a whole file. Throws Error (with the path and the system's reason) when it cannot be read.
+/// A read-only memory map of a whole regular file. Throws Error (with the path and the system's reason) when it cannot be read.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -36,6 +36,7 @@ std::string read_text_file(const std::filesystem::path& path, std::size_t limit)
 
 /// Writes a file under a temporary name in the same folder; commit() syncs it and renames it into place. Destroyed
 /// without commit(), it leaves nothing behind. Every failure (no space, no permission) is an Error with path and reason.
+/// A path that names a pipe or a device (/dev/stdout) is written to directly.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
@@ -45,6 +46,8 @@ class AtomicFile {
 
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
+  /// Writes at a byte offset, in any order; what write() adds later goes after the end. Error on a pipe or a device.
+  void write_at(std::size_t offset, std::span<const std::byte> bytes);
   /// Bytes written so far.
   std::size_t size() const { return size_; }
   void commit();
