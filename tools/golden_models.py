@@ -9,8 +9,8 @@ SMALL = dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, vocab_si
 
 
 def llama():
-    return dict(SMALL, model_type="llama", architectures=["LlamaForCausalLM"], rope_theta=10000.0, num_attention_heads=4,
-                num_key_value_heads=2)
+    return dict(SMALL, model_type="llama", architectures=["LlamaForCausalLM"], rope_theta=10000.0,
+                num_attention_heads=4, num_key_value_heads=2)
 
 
 def merged(base, **fields):
@@ -27,12 +27,12 @@ DENSE = {
     "llama_mha": (without(llama(), "num_key_value_heads"), "float32", 2),
     # Llama-3.1: frequencies fall in all three bands (kept, blended, divided) for these numbers.
     "llama3_rope": (merged(llama(), num_attention_heads=8, head_dim=16, rope_theta=500.0, rope_scaling=dict(
-        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)),
-        "bfloat16", 1),
+        rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=64)), "bfloat16", 1),
     "llama_linear_rope": (merged(llama(), rope_scaling=dict(type="linear", factor=2.5)), "bfloat16", 1),
     # The base grows once a row is longer than max_position_embeddings.
-    "llama_dynamic_rope": (merged(llama(), max_position_embeddings=32, rope_scaling=dict(rope_type="dynamic", factor=3.0)),
-                           "bfloat16", 1),
+    "llama_dynamic_rope": (merged(llama(), max_position_embeddings=32,
+                                  rope_scaling=dict(rope_type="dynamic", factor=3.0)), "bfloat16", 1),
     "llama_yarn_rope": (merged(without(llama(), "rope_theta"), head_dim=32, rope_parameters=dict(
         rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)), "bfloat16", 1),
     "llama_rope_parameters": (merged(without(llama(), "rope_theta"), rope_parameters=dict(
@@ -48,7 +48,8 @@ DENSE = {
     "mistral_nemo": (merged(llama(), model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=None,
                             head_dim=24, rope_theta=1000000.0), "bfloat16", 1),
     "qwen2": (merged(llama(), model_type="qwen2", architectures=["Qwen2ForCausalLM"], rms_norm_eps=1e-6,
-                     rope_theta=1000000.0, use_sliding_window=False, sliding_window=16, max_window_layers=1), "bfloat16", 1),
+                     rope_theta=1000000.0, use_sliding_window=False, sliding_window=16, max_window_layers=1),
+              "bfloat16", 1),
     "qwen2_tied": (merged(llama(), model_type="qwen2", architectures=["Qwen2ForCausalLM"], rms_norm_eps=1e-6,
                           rope_theta=1000000.0, tie_word_embeddings=True), "bfloat16", 1),
     # Layers from max_window_layers on see a window, those before it see everything.

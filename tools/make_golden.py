@@ -6,7 +6,7 @@ For each NAME of tools/golden_models.py:
   tests/data/golden/NAME/                      a Hugging Face folder with random weights
   tests/data/golden/NAME.golden.safetensors    for each of three rows r of different length:
       r.ids      [T]    int32    the prompt
-      r.logits   [T,V]  float32  logits of every position: float32 weights and arithmetic, eager attention, the row alone
+      r.logits   [T,V]  float32  logits of every position: float32 arithmetic, eager attention, the row alone
       r.greedy   [16]   int32    the greedy continuation, with transformers' key/value cache
       r.margins  [16]   float32  at each of its steps, largest logit minus the second largest
 
@@ -58,7 +58,8 @@ def write_weights(folder, state, shards, name="model.safetensors"):
         save_file(state, folder / name, metadata={"format": "pt"})
         return
     names = sorted(state)
-    weight_map = {n: f"model-{i * shards // len(names) + 1:05d}-of-{shards:05d}.safetensors" for i, n in enumerate(names)}
+    weight_map = {n: f"model-{i * shards // len(names) + 1:05d}-of-{shards:05d}.safetensors"
+                  for i, n in enumerate(names)}
     for file in sorted(set(weight_map.values())):
         save_file({n: state[n] for n in names if weight_map[n] == file}, folder / file, metadata={"format": "pt"})
     total = sum(t.numel() * t.element_size() for t in state.values())
@@ -66,7 +67,8 @@ def write_weights(folder, state, shards, name="model.safetensors"):
 
 
 def load(folder):
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def run_row(folder, ids):
@@ -126,7 +128,7 @@ def fresh_folder(name):
 
 
 def pack(codes, bits):
-    """[n, m] unsigned codes -> [n * bits / 32, m] int32: a little-endian stream of `bits`-wide codes down each column."""
+    """[n, m] unsigned codes -> [n * bits / 32, m] int32: a little-endian stream of codes down each column."""
     n, m = codes.shape
     stream = ((codes[:, None, :].astype(np.uint32) >> np.arange(bits, dtype=np.uint32)[None, :, None]) & 1)
     stream = stream.reshape(n * bits // 32, 32, m)
@@ -142,7 +144,7 @@ def random_linear(prefix, out_features, in_features, g_idx, spec, rng):
     if spec["sym"]:
         zeros = np.full((groups, out_features), top // 2)
     else:
-        zeros = np.clip(np.rint(rng.normal((top - 1) / 2, top / 5, (groups, out_features))), 0, top - 1).astype(np.int64)
+        zeros = np.rint(rng.normal((top - 1) / 2, top / 5, (groups, out_features))).clip(0, top - 1).astype(np.int64)
     stored = zeros if spec.get("format") == "gptq_v2" else (zeros - 1) % top
     weight = (codes - zeros[g_idx]).astype(np.float32) * scales[g_idx].astype(np.float32)
     tensors = {
@@ -156,8 +158,8 @@ def random_linear(prefix, out_features, in_features, g_idx, spec, rng):
 
 
 def quantise(state, spec, rng):
-    """Splits a state dict: what the GPTQ file holds, and the same model dequantised. Sites with one input (q, k, v; gate,
-    up) share their group order, as the algorithm gives it."""
+    """What the GPTQ file holds, and the same model dequantised. Sites with one input (q, k, v; gate, up) share their
+    group order, as the algorithm gives it."""
     stored, dense, orders = {}, {}, {}
     for name, tensor in state.items():
         if not name.endswith("_proj.weight"):

@@ -1,0 +1,98 @@
+# What a user runs. Every step is a target of its own and says what it does; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PRESET ?= release
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+
+CACHE := .cache/nibble
+NIBBLE := build/bin/nibble
+GGUF := $(CACHE)/smollm2-135m-instruct-q4_1.gguf
+MODEL := $(CACHE)/SmolLM2-135M-Instruct
+QUANTISED := $(MODEL)-GPTQ-4bit-64g
+TEXT := $(CACHE)/text
+
+.PHONY: help deps deps-lint configure build test bench bench-full peers lint format fuzz asan install clean model text \
+        quantise
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# DEPS=skip leaves the packages to the user, on systems without apt-get.
+deps:  ## install the Debian packages of tools/packages.txt that are missing
+	@[ "$(DEPS)" = skip ] || tools/install-packages.sh tools/packages.txt
+
+deps-lint:  ## install those of tools/packages-lint.txt (clang tools, for lint and fuzz)
+	@[ "$(DEPS)" = skip ] || tools/install-packages.sh tools/packages.txt tools/packages-lint.txt
+
+build/build.ninja: | deps
+	@echo "configure: preset $(PRESET)"
+	@cmake --preset $(PRESET)
+
+configure: build/build.ninja
+
+build: build/build.ninja | deps  ## compile everything (build/bin/nibble, build/bin/benchmark_gptq, the tests)
+	@echo "build: compiling with $(JOBS) jobs"
+	@cmake --build build --parallel $(JOBS)
+
+test: build  ## build and run every test
+	@echo "test: running all tests"
+	@ctest --preset release --parallel $(JOBS)
+
+$(GGUF): tools/requirements.txt | deps
+	@tools/get-model.sh $@
+	@touch $@
+
+$(MODEL)/config.json: $(GGUF) | build
+	@echo "model: importing $(GGUF)"
+	@$(NIBBLE) import-gguf $(GGUF) $(MODEL)
+
+$(TEXT)/calibration.txt: tools/make_text.py tools/get-text.sh | deps
+	@tools/get-text.sh $(TEXT)
+
+$(QUANTISED)/config.json: $(MODEL)/config.json $(TEXT)/calibration.txt | build
+	@echo "quantise: GPTQ, 4 bits, groups of 64"
+	@$(NIBBLE) quantize --model $(MODEL) --bits 4 --group-size 64 --dataset $(TEXT)/calibration.txt $(QUANTISED)
+
+model: $(MODEL)/config.json  ## get the default model and import it as a Hugging Face folder
+
+text: $(TEXT)/calibration.txt  ## get the text for calibration and perplexity
+
+quantise: $(QUANTISED)/config.json  ## quantise the default model to 4 bits
+
+bench: quantise  ## print the benchmark's table for the default model, with a shortened protocol
+	@tools/bench.sh short $(MODEL) $(QUANTISED) $(TEXT)
+
+bench-full: quantise  ## the same with the full protocol: prompt 512, 512 new tokens, batch 1 to 16
+	@tools/bench.sh full $(MODEL) $(QUANTISED) $(TEXT)
+
+peers: quantise  ## measure llama.cpp on the same model beside nibble, alternating
+	@benchmarks/peers/run.sh $(MODEL) $(QUANTISED) $(GGUF)
+
+lint: deps-lint configure  ## check format, file sizes and clang-tidy of all sources
+	@tools/lint.sh format
+	@tools/lint.sh files
+	@tools/lint.sh tidy
+
+format: | deps-lint  ## bring all sources into the format of .clang-format
+	@tools/lint.sh format --fix
+
+asan: | deps  ## build with AddressSanitizer and UBSan in build-asan, and run the tests there
+	@[ -f build-asan/build.ninja ] || cmake --preset asan
+	@cmake --build build-asan --parallel $(JOBS)
+	@ctest --preset asan --parallel $(JOBS)
+
+fuzz: | deps-lint  ## build the fuzz targets in build-fuzz, and run each for FUZZ_SECONDS (60)
+	@[ -f build-fuzz/build.ninja ] || cmake --preset fuzz
+	@cmake --build build-fuzz --parallel $(JOBS) --target fuzz_all
+	@tools/fuzz.sh $(FUZZ_SECONDS)
+
+install: build  ## install programs, library, headers and the CMake package below PREFIX (/usr/local)
+	@cmake --install build --prefix $(PREFIX)
+
+clean:  ## remove the build folders (the downloaded model stays in .cache)
+	rm -rf build build-asan build-fuzz

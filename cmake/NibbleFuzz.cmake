@@ -1,0 +1,13 @@
+# tests/fuzz/NAME_fuzz.cpp becomes the program fuzz_NAME: libFuzzer's main around LLVMFuzzerTestOneInput. Seeds are the
+# files of tests/fuzz/corpus/NAME; tools/fuzz.sh runs each for a given time.
+file(GLOB fuzz_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/*_fuzz.cpp)
+foreach(source ${fuzz_sources})
+  get_filename_component(name ${source} NAME_WE)
+  string(REGEX REPLACE "_fuzz$" "" name ${name})
+  add_executable(fuzz_${name} ${source})
+  target_include_directories(fuzz_${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  target_link_libraries(fuzz_${name} PRIVATE nibble_flags nibble_formats)
+  target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  list(APPEND fuzz_targets fuzz_${name})
+endforeach()
+add_custom_target(fuzz_all DEPENDS ${fuzz_targets})
