@@ -1,0 +1,34 @@
+#include "models/program.h"
+
+#include <array>
+#include <cmath>
+#include <string_view>
+
+namespace nibble {
+
+std::vector<float> RotarySpec::inv_freq_for(std::int64_t tokens) const {
+  if (dynamic_after == 0 || tokens <= dynamic_after) return inv_freq;
+  // Dynamic NTK scaling: base' = base * ((factor * T / M) - (factor - 1)) ^ (d / (d - 2)), T tokens, M the trained length.
+  const double d = static_cast<double>(dims);
+  const double ratio = dynamic_factor * static_cast<double>(tokens) / static_cast<double>(dynamic_after) - (dynamic_factor - 1);
+  const double base = theta * std::pow(ratio, d / (d - 2));
+  std::vector<float> out(static_cast<std::size_t>(dims / 2));
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(std::pow(base, -2.0 * static_cast<double>(i) / d));
+  return out;
+}
+
+std::vector<Node> Program::block(int layer) const {
+  std::vector<Node> out;
+  for (const Node& node : nodes) {
+    if (node.layer == layer && layer >= 0 && layer < layers) out.push_back(node);
+  }
+  return out;
+}
+
+std::string_view kind_of(const Node& node) {
+  static constexpr std::array<std::string_view, 10> kNames = {"embed",     "norm",  "linear", "rotary", "kv_store",
+                                                              "attention", "gated", "add",    "gather", "sample"};
+  return kNames[node.op.index()];
+}
+
+}  // namespace nibble
