@@ -3,6 +3,7 @@
 
 #include "core/device.h"
 #include "core/matrix.h"
+#include "engine/load_times.h"
 #include "engine/plan.h"
 #include "formats/checkpoint.h"
 #include "kernels/linear_kernel.h"
@@ -29,19 +30,10 @@ struct EngineOptions {
   std::optional<DType> kv_dtype;
   std::int64_t max_batch = 1;          // sequences at a time
   std::int64_t max_tokens = 0;         // tokens a sequence, prompt included; 0: the model's limit, at most 4096
-  std::int64_t prefill_chunk = 2048;   // rows a pass; longer prompts run in several
+  std::int64_t prefill_chunk = 0;      // rows a pass, longer prompts run in several; 0: what suits the device (CPU: 512)
   std::int64_t max_logit_rows = 0;     // rows a pass whose logits may be asked for; 0: max_batch
   bool fuse = true;                    // fold norms, activations and residuals into linear kernels that can
   bool capture = true;                 // record a decode step once and replay it
-};
-
-/// Seconds that each part of loading took.
-struct LoadTimes {
-  double open = 0;   // config, headers
-  double read = 0;   // reading tensors and decoding the format
-  double pack = 0;   // into the kernels' layouts
-  double tune = 0;   // measuring for --kernel auto
-  double total = 0;
 };
 
 /// Which kernel runs a site of the model, for reports.
@@ -75,6 +67,7 @@ class Engine {
   const std::vector<SiteInfo>& sites() const;
   DType compute() const;
   DType kv_dtype() const;
+  std::int64_t max_tokens() const;
   Device& device();
 
   /// Forgets all sequences and takes these prompts (1 to max_batch, each 1 to max_tokens ids, of any lengths) through the
@@ -84,7 +77,7 @@ class Engine {
   void decode_step();
   /// The next token of each sequence, chosen by the last prefill() or decode_step() and not yet run through the model.
   std::vector<std::int32_t> next_tokens() const;
-  /// Tokens of sequence i so far: its prompt and all that was chosen.
+  /// Tokens of sequence i that have been run through the model: its prompt, and one a decode step.
   std::int64_t sequence_length(std::int64_t i) const;
   /// Logits [sequences, vocab] f32 of the last pass, before sampling changed them where it is not greedy.
   std::vector<float> last_logits() const;

@@ -1,6 +1,9 @@
 // The memory plan: every byte that a run will hold, known before the first token.
 #pragma once
 
+#include "engine/lowering.h"
+#include "ops/backend.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -9,20 +12,51 @@
 namespace nibble {
 
 struct PlanItem {
-  std::string name;   // "model.layers.0.self_attn.q_proj|k_proj|v_proj (packed)"
+  std::string name;  // "linear self_attn.q_proj|k_proj|v_proj, layer 3 (packed)"
   std::size_t bytes = 0;
 };
 
 struct MemoryPlan {
-  std::size_t weights = 0;      // packed linear sites, norms, embedding kept in memory
-  std::size_t mapped = 0;       // of the weights: read from the file's pages in place, and so reclaimable
+  std::size_t weights = 0;        // packed linear sites and norms
+  std::size_t embedding = 0;      // the embedding table, read from the file's pages in place where the device can
   std::size_t kv_cache = 0;
-  std::size_t arena = 0;        // activations, with lifetimes overlaid
-  std::size_t workspace = 0;    // scratch of kernels and ops
+  std::size_t arena = 0;          // activations, with lifetimes overlaid, and the maps of rows
+  std::size_t workspace = 0;      // scratch of kernels and ops
   std::size_t device_memory = 0;  // what the device has
-  std::vector<PlanItem> items;  // the larger parts, by name
+  std::vector<PlanItem> items;    // every part by name, in the order of use
 
-  std::size_t total() const { return weights + kv_cache + arena + workspace; }
+  std::size_t total() const { return weights + embedding + kv_cache + arena + workspace; }
 };
+
+/// Where a buffer of the program lies in the arena.
+struct ArenaSlot {
+  std::size_t offset = 0;
+  std::size_t bytes = 0;
+};
+
+/// What the sizes of a run depend on beside the program.
+struct RunSizes {
+  std::int64_t max_batch = 1;
+  std::int64_t max_tokens = 1;      // a sequence
+  std::int64_t max_rows = 1;        // a pass
+  std::int64_t max_logit_rows = 1;  // a pass
+  DType kv_dtype = DType::f32;
+};
+
+/// One layer's cache as the back end is asked for it.
+KvView kv_shape(const Program& program, const RunSizes& sizes);
+
+/// Overlays buffers whose lifetimes do not meet: slots[id] for each buffer, the arena's size in `bytes`. Buffers that no
+/// node uses get no room.
+std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
+                                  std::size_t& bytes);
+
+/// Scratch for the most demanding node.
+std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
+                           const Backend& backend);
+
+/// The whole plan; embedding_bytes as stored.
+MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes, Backend& backend,
+                     std::size_t embedding_bytes);
 
 }  // namespace nibble

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "formats/checkpoint.h"
+#include "formats/gptq_tensors.h"
 #include "formats/json.h"
 #include "formats/quant_config.h"
 #include "models/program.h"
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -34,9 +36,13 @@ struct LoadedLinear {
   LinearTensors tensors;
   GptqTensors gptq;
 };
-/// Reads part `index` of a linear node of a program made by program_from_checkpoint(). `out.tensors` points into `out` and
-/// into the checkpoint's maps.
-void load_linear(const Checkpoint& checkpoint, const LinearNode& node, std::size_t index, LoadedLinear& out);
+/// Reads part `index` of a linear node of a program made by program_from_checkpoint(); `quant` as find_quant_config() gave
+/// it. `out.tensors` points into `out` and into the checkpoint's maps.
+void load_linear(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node, std::size_t index,
+                 LoadedLinear& out);
+
+/// Lets the file's pages of a packed linear node leave the resident set.
+void drop_linear(const Checkpoint& checkpoint, const LinearNode& node);
 
 }  // namespace nibble
 

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
 
 namespace nibble {
@@ -41,6 +42,14 @@ DecoderSpec read_llama_like(const JsonView& config, const LlamaDefaults& default
   s.window.assign(static_cast<std::size_t>(s.layers), 0);
   s.rotary = read_rotary(config, s.head_dim, s.max_positions, defaults.rope_theta);
   return s;
+}
+
+void apply_late_window(const JsonView& config, DecoderSpec& spec) {
+  if (!config.boolean("use_sliding_window", false) || !config.has("sliding_window")) return;
+  const std::int64_t first = config.integer("max_window_layers", 28);
+  for (std::int64_t i = std::max<std::int64_t>(first, 0); i < spec.layers; ++i) {
+    spec.window[static_cast<std::size_t>(i)] = config.positive("sliding_window");
+  }
 }
 
 }  // namespace nibble

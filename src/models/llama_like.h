@@ -19,4 +19,7 @@ struct LlamaDefaults {
 /// Reads the fields that all of them have; windows are set to none.
 DecoderSpec read_llama_like(const JsonView& config, const LlamaDefaults& defaults);
 
+/// Qwen's rule: with use_sliding_window, layers from max_window_layers (default 28) on see only sliding_window keys.
+void apply_late_window(const JsonView& config, DecoderSpec& spec);
+
 }  // namespace nibble

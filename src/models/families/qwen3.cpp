@@ -13,12 +13,7 @@ Program qwen3(const JsonView& config) {
   DecoderSpec s = read_llama_like(config, defaults);
   s.qkv_bias = s.o_bias = config.boolean("attention_bias", false);
   s.qk_norm = true;
-  if (config.boolean("use_sliding_window", false) && config.has("sliding_window")) {
-    const std::int64_t first = config.integer("max_window_layers", 28);
-    for (std::int64_t i = 0; i < s.layers; ++i) {
-      if (i >= first) s.window[static_cast<std::size_t>(i)] = config.positive("sliding_window");
-    }
-  }
+  apply_late_window(config, s);
   return build_decoder(s);
 }
 

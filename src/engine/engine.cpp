@@ -1,0 +1,512 @@
+#include "engine/engine.h"
+
+#include "core/checked.h"
+#include "core/error.h"
+#include "core/cpu_device.h"
+#include "engine/lowering.h"
+#include "engine/rope_table.h"
+#include "engine/weights.h"
+#include "models/family.h"
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+
+namespace nibble {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// Past this the prompt's activations leave the level-2 cache between two sites; a pass of 512 rows fills the cores.
+constexpr std::int64_t kDefaultChunk = 512;
+// Models that promise more positions than this get this many unless the user asks for more.
+constexpr std::int64_t kDefaultTokens = 4096;
+
+/// The rows of one pass, as the steps see it.
+struct Pass {
+  RowMap map;
+  const std::int32_t* logit_rows = nullptr;      // [logits] rows of the pass
+  const std::int32_t* logit_positions = nullptr; // [logits]
+  std::int64_t logits = 0;
+  std::int64_t first_sequence = 0;               // the sequence of the first row of logits; they follow each other
+  bool sample = true;
+};
+
+}  // namespace
+
+struct Engine::Impl {
+  std::shared_ptr<const Checkpoint> checkpoint;
+  EngineOptions options;
+  DType compute = DType::f32;
+  DType kv_dtype = DType::f32;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Stream> stream;
+  Program program;
+  std::vector<LoweredNode> nodes;
+  RunSizes sizes;
+  MemoryPlan plan;
+  LoadTimes times;
+  std::vector<SiteInfo> sites;
+  Weights weights;
+
+  std::vector<ArenaSlot> slots;
+  std::unique_ptr<Buffer> arena, kv, scratch, tables;
+  RopeTable rope;
+
+  // Maps of a pass that the host fills (prefill, score) and those that a decode step advances by itself.
+  std::int32_t *tokens = nullptr, *positions = nullptr, *slot_of = nullptr, *row_begin = nullptr;
+  std::int32_t *logit_rows = nullptr, *logit_positions = nullptr;
+  std::int32_t *step_tokens = nullptr, *step_positions = nullptr, *step_slots = nullptr, *step_begin = nullptr, *step_rows = nullptr;
+  std::int32_t *next = nullptr, *step_of = nullptr, *history = nullptr;
+  std::uint8_t* seen = nullptr;
+  SampleParams* params = nullptr;
+
+  std::int64_t sequences = 0;
+  bool penalised = false;
+  std::vector<std::int64_t> lengths;
+  std::map<std::pair<std::int64_t, bool>, std::unique_ptr<Graph>> graphs;
+
+  void configure();
+  void allocate();
+  void check_fits() const;
+  KvView kv_view(int layer) const;
+  MatrixRef matrix(BufferId id, const Pass& pass) const;
+  void enqueue(std::size_t index, const Pass& pass);
+  void enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass);
+  void run(const Pass& pass) {
+    for (std::size_t i = 0; i < nodes.size(); ++i) enqueue(i, pass);
+  }
+  Pass step_pass() const;
+  void prefill_range(std::span<const std::vector<std::int32_t>> prompts, std::size_t first, std::size_t last);
+  void check_tokens(std::span<const std::int32_t> ids, std::int64_t sequence) const;
+  void to_device(std::int32_t* to, const std::vector<std::int32_t>& from) {
+    stream->copy_to_device(to, from.data(), from.size() * sizeof(std::int32_t));
+  }
+};
+
+void Engine::Impl::configure() {
+  if (options.device != "cpu") fail_usage("there is no device \"{}\"; this build has cpu", options.device);
+  backend = make_cpu_backend();
+  stream = backend->device().make_stream();
+  program = program_from_checkpoint(*checkpoint);
+
+  const TensorView embedding = checkpoint->tensor(std::get<EmbedNode>(program.nodes.front().op).table);
+  compute = options.compute.value_or(embedding.dtype == DType::f32 ? DType::f32 : DType::bf16);
+  kv_dtype = options.kv_dtype.value_or(compute);
+  if (compute != DType::f32 && compute != DType::bf16) fail_usage("compute type {} is not supported here; use f32 or bf16", name_of(compute));
+  if (kv_dtype != DType::f32 && kv_dtype != DType::bf16 && kv_dtype != DType::f16) {
+    fail_usage("KV cache type {} is not supported here; use f32, bf16 or f16", name_of(kv_dtype));
+  }
+  if (options.max_batch < 1) fail_usage("the batch should be at least 1, found {}", options.max_batch);
+  sizes.max_batch = options.max_batch;
+  sizes.max_tokens = options.max_tokens > 0 ? options.max_tokens : std::min(program.max_positions, kDefaultTokens);
+  if (sizes.max_tokens > program.max_positions && program.rotary.dims == 0) {
+    fail_usage("{} tokens a sequence are more than the {} positions that the model has", sizes.max_tokens, program.max_positions);
+  }
+  const std::int64_t chunk = options.prefill_chunk > 0 ? options.prefill_chunk : kDefaultChunk;
+  sizes.max_rows = std::max(sizes.max_batch, std::min(chunk, checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch")));
+  sizes.max_logit_rows = std::max(sizes.max_batch, std::min(options.max_logit_rows, sizes.max_rows));
+  sizes.kv_dtype = kv_dtype;
+
+  LoweringOptions lowering;
+  lowering.kernel = options.kernel;
+  lowering.compute = compute;
+  lowering.fuse = options.fuse;
+  lowering.max_rows = sizes.max_rows;
+  lowering.decode_rows = sizes.max_batch;
+  nodes = lower(program, backend->device().info(), lowering);
+  plan = make_plan(program, nodes, sizes, *backend, embedding.bytes.size());
+}
+
+void Engine::Impl::check_fits() const {
+  if (plan.total() <= plan.device_memory) return;
+  constexpr double kGb = 1e9;
+  fail("this run needs {:.2f} GB (weights {:.2f}, embedding {:.2f}, KV cache {:.2f}, activations and scratch {:.2f}), and {} has {:.2f} GB: "
+       "lower --batch-size, --max-tokens or --prefill-chunk, or take a smaller model or fewer bits",
+       static_cast<double>(plan.total()) / kGb, static_cast<double>(plan.weights) / kGb, static_cast<double>(plan.embedding) / kGb,
+       static_cast<double>(plan.kv_cache) / kGb, static_cast<double>(plan.arena + plan.workspace) / kGb,
+       backend->device().info().name, static_cast<double>(plan.device_memory) / kGb);
+}
+
+void Engine::Impl::allocate() {
+  Device& device = backend->device();
+  std::size_t bytes = 0;
+  slots = plan_arena(program, nodes, sizes, bytes);
+  arena = device.allocate(bytes, "activations");
+  kv = device.allocate(plan.kv_cache, "the KV cache");
+  scratch = device.allocate(plan.workspace, "scratch of kernels");
+
+  const std::size_t rows = static_cast<std::size_t>(sizes.max_rows);
+  const std::size_t batch = static_cast<std::size_t>(sizes.max_batch);
+  const std::size_t wanted = static_cast<std::size_t>(sizes.max_logit_rows);
+  const std::size_t history_size = batch * static_cast<std::size_t>(sizes.max_tokens);
+  const std::size_t seen_size = batch * static_cast<std::size_t>(program.vocab);
+  const std::size_t ints = 3 * rows + 2 * wanted + 9 * (batch + 1) + history_size;
+  tables = device.allocate(ints * sizeof(std::int32_t) + batch * sizeof(SampleParams) + seen_size, "maps of rows");
+  // SampleParams first: it has the strictest alignment.
+  params = reinterpret_cast<SampleParams*>(tables->data());
+  auto* at = reinterpret_cast<std::int32_t*>(params + batch);
+  const auto take = [&at](std::size_t count) { return std::exchange(at, at + count); };
+  tokens = take(rows);
+  positions = take(rows);
+  slot_of = take(rows);
+  logit_rows = take(wanted);
+  logit_positions = take(wanted);
+  row_begin = take(batch + 1);
+  step_tokens = take(batch + 1);
+  step_positions = take(batch + 1);
+  step_slots = take(batch + 1);
+  step_begin = take(batch + 1);
+  step_rows = take(batch + 1);
+  next = take(batch + 1);
+  step_of = take(batch + 1);
+  history = take(history_size);
+  seen = reinterpret_cast<std::uint8_t*>(at);
+
+  std::vector<std::int32_t> iota(batch + 1);
+  for (std::size_t i = 0; i <= batch; ++i) iota[i] = static_cast<std::int32_t>(i);
+  to_device(step_slots, iota);
+  to_device(step_begin, iota);
+  to_device(step_rows, iota);
+  rope = RopeTable(program.rotary, sizes.max_tokens, device, *stream);
+}
+
+KvView Engine::Impl::kv_view(int layer) const {
+  KvView view = kv_shape(program, sizes);
+  const std::size_t each = backend->kv_bytes(view);
+  view.k = kv->data() + 2 * static_cast<std::size_t>(layer) * each;
+  view.v = view.k + each;
+  return view;
+}
+
+MatrixRef Engine::Impl::matrix(BufferId id, const Pass& pass) const {
+  const BufferDesc& desc = program.buffers[static_cast<std::size_t>(id)];
+  MatrixRef ref;
+  ref.data = arena->data() + slots[static_cast<std::size_t>(id)].offset;
+  ref.columns = ref.stride = desc.columns;
+  ref.rows = desc.rows == RowSet::tokens ? pass.map.rows : pass.logits;
+  // The logits of all sequences stay until the next call, so a pass writes those of its own sequences only.
+  if (id == program.logits) ref.data = static_cast<float*>(ref.data) + pass.first_sequence * desc.columns;
+  return ref;
+}
+
+void Engine::Impl::enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) {
+  const LinearNode& node = *lowered.linear();
+  LinearArgs args;
+  args.x = matrix(lowered.norm ? lowered.norm->x : node.x, pass);
+  args.rows = args.x.rows;
+  if (lowered.norm) args.norm_weight = weights.norm(lowered.norm->weight);
+  args.workspace = scratch->data();
+  std::vector<MatrixRef> y;
+  if (lowered.add) {
+    y = {matrix(lowered.add->y, pass)};
+    args.residual = matrix(lowered.add->a == node.y[0] ? lowered.add->b : lowered.add->a, pass);
+  } else if (lowered.gated) {
+    y = {matrix(lowered.gated->y, pass)};
+  } else {
+    for (const BufferId id : node.y) y.push_back(matrix(id, pass));
+  }
+  args.y = y;
+  lowered.kernel->enqueue(packed, args, *stream);
+}
+
+void Engine::Impl::enqueue(std::size_t index, const Pass& pass) {
+  const LoweredNode& lowered = nodes[index];
+  const BufferDesc& out = program.buffers[static_cast<std::size_t>(lowered.writes().empty() ? program.hidden_state : lowered.writes()[0])];
+  // A pass whose logits nobody wants (an early chunk of a long prompt) ends with the last block.
+  if (out.rows == RowSet::logits && pass.logits == 0) return;
+  Backend& ops = *backend;
+  Stream& s = *stream;
+  if (lowered.linear() != nullptr) {
+    enqueue_linear(lowered, weights.packed(index), pass);
+  } else if (const auto* embed = std::get_if<EmbedNode>(&lowered.node.op)) {
+    ops.embed({pass.map, weights.embedding(), embed->scale, matrix(embed->y, pass)}, s);
+  } else if (const auto* norm = std::get_if<NormNode>(&lowered.node.op)) {
+    ops.norm({norm->kind, matrix(norm->x, pass), norm->groups, weights.norm(norm->weight),
+              norm->bias.empty() ? nullptr : weights.norm(norm->bias), norm->eps, matrix(norm->y, pass)},
+             s);
+  } else if (const auto* rotary = std::get_if<RotaryNode>(&lowered.node.op)) {
+    ops.rotary({pass.map, matrix(rotary->x, pass), rotary->heads, rotary->head_dim, rotary->dims, rotary->interleaved, rope.data()}, s);
+  } else if (const auto* store = std::get_if<KvStoreNode>(&lowered.node.op)) {
+    ops.kv_store({pass.map, matrix(store->k, pass), matrix(store->v, pass), kv_view(lowered.node.layer)}, s);
+  } else if (const auto* attention = std::get_if<AttentionNode>(&lowered.node.op)) {
+    ops.attention({pass.map, matrix(attention->q, pass), attention->heads, kv_view(lowered.node.layer), attention->scale,
+                   attention->window, attention->softcap, matrix(attention->y, pass), scratch->data()},
+                  s);
+  } else if (const auto* gated = std::get_if<GatedNode>(&lowered.node.op)) {
+    ops.gated_activation(gated->activation, matrix(gated->gate, pass), matrix(gated->up, pass), matrix(gated->y, pass), s);
+  } else if (const auto* add = std::get_if<AddNode>(&lowered.node.op)) {
+    ops.add(matrix(add->a, pass), matrix(add->b, pass), matrix(add->y, pass), s);
+  } else if (const auto* gather = std::get_if<GatherNode>(&lowered.node.op)) {
+    ops.gather_rows(matrix(gather->x, pass), pass.logit_rows, matrix(gather->y, pass), s);
+  } else if (const auto* sample = std::get_if<SampleNode>(&lowered.node.op); sample != nullptr && pass.sample) {
+    const std::int64_t f = pass.first_sequence;
+    ops.sample({matrix(sample->logits, pass), params + f, penalised ? seen + f * program.vocab : nullptr, pass.logit_positions,
+                next + f, scratch->data()},
+               s);
+  }
+}
+
+Pass Engine::Impl::step_pass() const {
+  Pass pass;
+  pass.map = {sequences, sequences, step_tokens, step_positions, step_slots, step_begin};
+  pass.logit_rows = step_rows;
+  pass.logit_positions = step_positions;
+  pass.logits = sequences;
+  return pass;
+}
+
+void Engine::Impl::check_tokens(std::span<const std::int32_t> ids, std::int64_t sequence) const {
+  if (ids.empty()) fail("sequence {} is empty: it should hold at least one token", sequence);
+  if (static_cast<std::int64_t>(ids.size()) > sizes.max_tokens) {
+    fail("sequence {} has {} tokens, more than the {} that this run was planned for: raise --max-tokens", sequence, ids.size(), sizes.max_tokens);
+  }
+  for (const std::int32_t id : ids) {
+    if (id < 0 || id >= program.vocab) fail("sequence {} holds token id {}, but the model's vocabulary has {} entries", sequence, id, program.vocab);
+  }
+}
+
+// Takes the prompts [first, last) through the model, max_rows rows a pass.
+void Engine::Impl::prefill_range(std::span<const std::vector<std::int32_t>> prompts, std::size_t first, std::size_t last) {
+  std::vector<std::int32_t> t, p, sl, begin, lr, lp;
+  std::size_t first_done = first;
+  const auto flush = [&] {
+    if (t.empty()) return;
+    begin.push_back(static_cast<std::int32_t>(t.size()));
+    to_device(tokens, t);
+    to_device(positions, p);
+    to_device(slot_of, sl);
+    to_device(row_begin, begin);
+    to_device(logit_rows, lr);
+    to_device(logit_positions, lp);
+    Pass pass;
+    pass.map = {static_cast<std::int64_t>(t.size()), static_cast<std::int64_t>(begin.size()) - 1, tokens, positions, slot_of, row_begin};
+    pass.logit_rows = logit_rows;
+    pass.logit_positions = logit_positions;
+    pass.logits = static_cast<std::int64_t>(lr.size());
+    pass.first_sequence = static_cast<std::int64_t>(first_done);
+    run(pass);
+    stream->synchronize();
+    first_done += lr.size();
+    t.clear(), p.clear(), sl.clear(), begin.clear(), lr.clear(), lp.clear();
+  };
+  for (std::size_t i = first; i < last; ++i) {
+    const std::vector<std::int32_t>& prompt = prompts[i];
+    for (std::size_t k = 0; k < prompt.size(); ++k) {
+      if (static_cast<std::int64_t>(t.size()) == sizes.max_rows) flush();
+      if (t.empty() || k == 0) begin.push_back(static_cast<std::int32_t>(t.size()));
+      t.push_back(prompt[k]);
+      p.push_back(static_cast<std::int32_t>(k));
+      sl.push_back(static_cast<std::int32_t>(i));
+      if (k + 1 == prompt.size()) {
+        lr.push_back(static_cast<std::int32_t>(t.size()) - 1);
+        lp.push_back(static_cast<std::int32_t>(k));
+      }
+    }
+  }
+  flush();
+}
+
+Engine::Engine(std::shared_ptr<const Checkpoint> checkpoint, EngineOptions options) : impl_(std::make_unique<Impl>()) {
+  Impl& m = *impl_;
+  const Clock::time_point start = Clock::now();
+  m.checkpoint = std::move(checkpoint);
+  m.options = std::move(options);
+  m.configure();
+  m.check_fits();
+  m.times.open = seconds_since(start);
+  m.weights.load(*m.checkpoint, m.nodes, m.backend->device(), *m.stream, m.times);
+  for (std::size_t i = 0; i < m.nodes.size(); ++i) {
+    const LoweredNode& node = m.nodes[i];
+    if (node.linear() == nullptr) continue;
+    m.sites.push_back({node.name(), node.node.layer, std::string(node.kernel->name()), node.site, m.weights.packed(i).bytes()});
+  }
+  m.allocate();
+  m.times.total = seconds_since(start);
+}
+
+Engine::~Engine() = default;
+
+const EngineOptions& Engine::options() const { return impl_->options; }
+const Program& Engine::program() const { return impl_->program; }
+const MemoryPlan& Engine::plan() const { return impl_->plan; }
+const LoadTimes& Engine::load_times() const { return impl_->times; }
+const std::vector<SiteInfo>& Engine::sites() const { return impl_->sites; }
+DType Engine::compute() const { return impl_->compute; }
+DType Engine::kv_dtype() const { return impl_->kv_dtype; }
+std::int64_t Engine::max_tokens() const { return impl_->sizes.max_tokens; }
+Device& Engine::device() { return impl_->backend->device(); }
+
+void Engine::prefill(std::span<const std::vector<std::int32_t>> prompts, std::span<const SampleParams> params) {
+  Impl& m = *impl_;
+  const std::size_t n = prompts.size();
+  if (n == 0 || static_cast<std::int64_t>(n) > m.sizes.max_batch) {
+    fail("{} prompts were given to a run that was planned for 1 to {}", n, m.sizes.max_batch);
+  }
+  if (params.size() != 1 && params.size() != n) fail("{} sampling settings were given for {} prompts: give one, or one each", params.size(), n);
+  for (std::size_t i = 0; i < n; ++i) m.check_tokens(prompts[i], static_cast<std::int64_t>(i));
+
+  m.sequences = static_cast<std::int64_t>(n);
+  std::vector<SampleParams> each(n);
+  for (std::size_t i = 0; i < n; ++i) each[i] = params.size() == 1 ? params[0] : params[i];
+  m.stream->copy_to_device(m.params, each.data(), n * sizeof(SampleParams));
+  m.penalised = std::any_of(each.begin(), each.end(), [](const SampleParams& s) { return s.repetition_penalty != 1; });
+  if (m.penalised) {
+    std::vector<std::uint8_t> seen(n * static_cast<std::size_t>(m.program.vocab), 0);
+    for (std::size_t i = 0; i < n; ++i) {
+      for (const std::int32_t id : prompts[i]) seen[i * static_cast<std::size_t>(m.program.vocab) + static_cast<std::size_t>(id)] = 1;
+    }
+    m.stream->copy_to_device(m.seen, seen.data(), seen.size());
+  }
+
+  if (m.program.rotary.dynamic_after == 0) {
+    m.prefill_range(prompts, 0, n);
+  } else {
+    // Each prompt's rotations depend on its own length, so they go one after another.
+    for (std::size_t i = 0; i < n; ++i) {
+      m.rope.for_prompt(static_cast<std::int64_t>(prompts[i].size()), *m.stream);
+      m.prefill_range(prompts, i, i + 1);
+      m.rope.for_steps(*m.stream);
+    }
+  }
+
+  // What the first decode step reads.
+  std::vector<std::int32_t> last(n), zero(n, 0);
+  m.lengths.assign(n, 0);
+  for (std::size_t i = 0; i < n; ++i) {
+    m.lengths[i] = static_cast<std::int64_t>(prompts[i].size());
+    last[i] = static_cast<std::int32_t>(prompts[i].size()) - 1;
+  }
+  m.to_device(m.step_positions, last);
+  m.to_device(m.step_of, zero);
+  m.backend->advance({m.sequences, m.next, m.step_tokens, m.step_positions, m.history, m.sizes.max_tokens, m.step_of,
+                      m.penalised ? m.seen : nullptr, m.program.vocab},
+                     *m.stream);
+  m.stream->synchronize();
+}
+
+void Engine::decode_step() {
+  Impl& m = *impl_;
+  if (m.sequences == 0) fail("a decode step was asked for before a prompt was given");
+  for (std::int64_t i = 0; i < m.sequences; ++i) {
+    std::int64_t& length = m.lengths[static_cast<std::size_t>(i)];
+    if (length >= m.sizes.max_tokens) {
+      fail("sequence {} has reached the {} tokens that this run was planned for: raise --max-tokens", i, m.sizes.max_tokens);
+    }
+    ++length;
+  }
+  const auto enqueue_step = [&m] {
+    m.run(m.step_pass());
+    m.backend->advance({m.sequences, m.next, m.step_tokens, m.step_positions, m.history, m.sizes.max_tokens, m.step_of,
+                        m.penalised ? m.seen : nullptr, m.program.vocab},
+                       *m.stream);
+  };
+  if (!m.options.capture) {
+    enqueue_step();
+  } else {
+    std::unique_ptr<Graph>& graph = m.graphs[{m.sequences, m.penalised}];
+    if (!graph) {
+      m.stream->begin_capture();
+      enqueue_step();
+      graph = m.stream->end_capture();
+    }
+    m.stream->launch(*graph);
+  }
+  m.stream->synchronize();
+}
+
+std::vector<std::int32_t> Engine::next_tokens() const {
+  const Impl& m = *impl_;
+  std::vector<std::int32_t> out(static_cast<std::size_t>(m.sequences));
+  m.stream->copy_to_host(out.data(), m.next, out.size() * sizeof(std::int32_t));
+  m.stream->synchronize();
+  return out;
+}
+
+std::int64_t Engine::sequence_length(std::int64_t i) const { return impl_->lengths.at(static_cast<std::size_t>(i)); }
+
+std::vector<float> Engine::last_logits() const {
+  const Impl& m = *impl_;
+  std::vector<float> out(static_cast<std::size_t>(m.sequences * m.program.vocab));
+  const std::byte* from = m.arena->data() + m.slots[static_cast<std::size_t>(m.program.logits)].offset;
+  m.stream->copy_to_host(out.data(), from, out.size() * sizeof(float));
+  m.stream->synchronize();
+  return out;
+}
+
+void Engine::score(std::span<const std::int32_t> tokens, std::int64_t first,
+                   const std::function<void(std::int64_t, std::int64_t, const float*)>& consume) {
+  Impl& m = *impl_;
+  m.check_tokens(tokens, 0);
+  const std::int64_t n = static_cast<std::int64_t>(tokens.size());
+  if (first < 0 || first > n) fail("rows from {} on were asked of a sequence of {} tokens", first, n);
+  m.sequences = 0;
+  m.rope.for_prompt(n, *m.stream);
+  std::vector<float> logits;
+  for (std::int64_t done = 0; done < n;) {
+    // Rows before `first` need no logits and go in large passes; the others as many at a time as there is room for logits.
+    const bool wanted = done >= first;
+    const std::int64_t rows = wanted ? std::min({n - done, m.sizes.max_logit_rows, m.sizes.max_rows}) : std::min(first - done, m.sizes.max_rows);
+    std::vector<std::int32_t> t(tokens.begin() + done, tokens.begin() + done + rows), p, sl(static_cast<std::size_t>(rows), 0), index;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      p.push_back(static_cast<std::int32_t>(done + i));
+      index.push_back(static_cast<std::int32_t>(i));
+    }
+    m.to_device(m.tokens, t);
+    m.to_device(m.positions, p);
+    m.to_device(m.slot_of, sl);
+    m.to_device(m.row_begin, {0, static_cast<std::int32_t>(rows)});
+    Pass pass;
+    pass.map = {rows, 1, m.tokens, m.positions, m.slot_of, m.row_begin};
+    pass.sample = false;
+    if (wanted) {
+      m.to_device(m.logit_rows, index);
+      pass.logit_rows = m.logit_rows;
+      pass.logits = rows;
+    }
+    m.run(pass);
+    if (wanted) {
+      logits.resize(static_cast<std::size_t>(rows * m.program.vocab));
+      m.stream->copy_to_host(logits.data(), m.matrix(m.program.logits, pass).data, logits.size() * sizeof(float));
+      m.stream->synchronize();
+      consume(done, rows, logits.data());
+    }
+    done += rows;
+  }
+  m.rope.for_steps(*m.stream);
+}
+
+Cost Engine::pass_cost(std::int64_t rows, std::int64_t sequences, double context) const {
+  const Impl& m = *impl_;
+  Cost total;
+  for (const LoweredNode& node : m.nodes) {
+    const LinearNode* linear = node.linear();
+    if (linear == nullptr) continue;
+    const bool all = m.program.buffers[static_cast<std::size_t>(linear->x)].rows == RowSet::tokens;
+    const Cost cost = node.kernel->cost(node.site, all ? rows : sequences);
+    total.bytes += cost.bytes;
+    total.flops += cost.flops;
+  }
+  const double token_bytes = 2.0 * static_cast<double>(m.program.layers * m.program.kv_heads * m.program.head_dim) *
+                             static_cast<double>(bytes_of(m.kv_dtype));
+  total.bytes += token_bytes * (static_cast<double>(sequences) * context + static_cast<double>(rows));
+  total.flops += 4.0 * static_cast<double>(rows) * context * static_cast<double>(m.program.layers * m.program.heads * m.program.head_dim);
+  return total;
+}
+
+std::vector<NodeTime> Engine::profile_step() {
+  Impl& m = *impl_;
+  if (m.sequences == 0) fail("a profile was asked for before a prompt was given");
+  const Pass pass = m.step_pass();
+  std::vector<NodeTime> out;
+  for (std::size_t i = 0; i < m.nodes.size(); ++i) {
+    const Clock::time_point start = Clock::now();
+    m.enqueue(i, pass);
+    m.stream->synchronize();
+    out.push_back({m.nodes[i].name(), m.nodes[i].node.layer, seconds_since(start)});
+  }
+  return out;
+}
+
+}  // namespace nibble

@@ -1,0 +1,43 @@
+// Lowering: which kernel runs each linear site, what is folded into it, and what remains as ops. Done once for an engine;
+// nothing is loaded yet, so that `nibble plan` can ask without reading weights.
+#pragma once
+
+#include "kernels/linear_kernel.h"
+#include "models/program.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+/// One step of a pass: a node by itself, or a linear node with the neighbours that its kernel takes in.
+struct LoweredNode {
+  Node node;
+  // For a linear node:
+  const LinearKernel* kernel = nullptr;
+  LinearSite site;
+  std::optional<NormNode> norm;    // folded in as the prologue
+  std::optional<AddNode> add;      // folded in as the residual epilogue
+  std::optional<GatedNode> gated;  // folded in as the gated epilogue
+
+  const LinearNode* linear() const { return std::get_if<LinearNode>(&node.op); }
+  std::vector<BufferId> reads() const;
+  std::vector<BufferId> writes() const;
+  /// "linear self_attn.q_proj|k_proj|v_proj + norm"
+  std::string name() const;
+};
+
+struct LoweringOptions {
+  std::string kernel = "auto";
+  DType compute = DType::f32;
+  bool fuse = true;
+  std::int64_t max_rows = 1;
+  std::int64_t decode_rows = 1;  // rows of a decode step, which --kernel auto measures for beside max_rows
+};
+
+/// Throws Error where the named kernel cannot run a site, with the kernel's reason; UsageError where there is no such kernel.
+std::vector<LoweredNode> lower(const Program& program, const DeviceInfo& device, const LoweringOptions& options);
+
+}  // namespace nibble

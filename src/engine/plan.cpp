@@ -1,0 +1,144 @@
+#include "engine/plan.h"
+
+#include "core/checked.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace nibble {
+namespace {
+
+// Matches the strictest alignment that kernels ask of activations and scratch, on the CPU and on GPUs.
+constexpr std::size_t kAlign = 256;
+
+std::size_t rows_bytes(std::int64_t rows, std::int64_t columns, std::size_t element) {
+  return round_up(checked_mul(checked_mul(static_cast<std::size_t>(rows), static_cast<std::size_t>(columns), "a buffer"), element, "a buffer"),
+                  kAlign);
+}
+
+struct Lifetime {
+  std::size_t first = std::numeric_limits<std::size_t>::max();
+  std::size_t last = 0;
+  bool used() const { return first != std::numeric_limits<std::size_t>::max(); }
+  bool meets(const Lifetime& other) const { return first <= other.last && other.first <= last; }
+};
+
+}  // namespace
+
+KvView kv_shape(const Program& program, const RunSizes& sizes) {
+  KvView shape;
+  shape.dtype = sizes.kv_dtype;
+  shape.slots = sizes.max_batch;
+  shape.kv_heads = program.kv_heads;
+  shape.capacity = sizes.max_tokens;
+  shape.head_dim = program.head_dim;
+  return shape;
+}
+
+std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
+                                  std::size_t& bytes) {
+  std::vector<Lifetime> lives(program.buffers.size());
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    const auto touch = [&](BufferId id) {
+      Lifetime& life = lives[static_cast<std::size_t>(id)];
+      life.first = std::min(life.first, i);
+      life.last = std::max(life.last, i);
+    };
+    for (const BufferId id : nodes[i].reads()) touch(id);
+    for (const BufferId id : nodes[i].writes()) touch(id);
+  }
+  // The logits stay for the caller after the last node.
+  if (program.logits >= 0) lives[static_cast<std::size_t>(program.logits)].last = nodes.size();
+
+  std::vector<ArenaSlot> slots(program.buffers.size());
+  std::vector<std::size_t> order;
+  for (std::size_t id = 0; id < slots.size(); ++id) {
+    if (!lives[id].used()) continue;
+    const BufferDesc& desc = program.buffers[id];
+    slots[id].bytes = rows_bytes(desc.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows, desc.columns, sizeof(float));
+    order.push_back(id);
+  }
+  // Largest first, each at the lowest offset that no buffer alive at the same time covers.
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return slots[a].bytes > slots[b].bytes; });
+  bytes = 0;
+  std::vector<std::size_t> placed;
+  for (const std::size_t id : order) {
+    std::vector<std::size_t> rivals;
+    for (const std::size_t other : placed) {
+      if (lives[id].meets(lives[other])) rivals.push_back(other);
+    }
+    std::sort(rivals.begin(), rivals.end(), [&](std::size_t a, std::size_t b) { return slots[a].offset < slots[b].offset; });
+    std::size_t offset = 0;
+    for (const std::size_t other : rivals) {
+      if (slots[other].offset >= offset + slots[id].bytes) break;
+      offset = std::max(offset, slots[other].offset + slots[other].bytes);
+    }
+    slots[id].offset = offset;
+    bytes = std::max(bytes, offset + slots[id].bytes);
+    placed.push_back(id);
+  }
+  return slots;
+}
+
+std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
+                           const Backend& backend) {
+  std::size_t most = 0;
+  for (const LoweredNode& node : nodes) {
+    if (const LinearNode* linear = node.linear()) {
+      const BufferDesc& x = program.buffers[static_cast<std::size_t>(linear->x)];
+      const std::int64_t rows = x.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows;
+      // Kernels change their ways with the number of rows, so the most rows need not need the most scratch.
+      for (std::int64_t m = 1; m < rows; m *= 2) most = std::max(most, node.kernel->workspace(node.site, m));
+      most = std::max(most, node.kernel->workspace(node.site, rows));
+    } else if (const auto* attention = std::get_if<AttentionNode>(&node.node.op)) {
+      most = std::max(most, backend.attention_workspace(sizes.max_rows, attention->heads, kv_shape(program, sizes)));
+      most = std::max(most, backend.attention_workspace(sizes.max_batch, attention->heads, kv_shape(program, sizes)));
+    } else if (std::holds_alternative<SampleNode>(node.node.op)) {
+      most = std::max(most, backend.sample_workspace(sizes.max_logit_rows, program.vocab));
+    }
+  }
+  return round_up(most, kAlign);
+}
+
+MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes, Backend& backend,
+                     std::size_t embedding_bytes) {
+  MemoryPlan plan;
+  plan.device_memory = backend.device().info().memory_bytes;
+  const auto item = [&plan](std::string name, std::size_t bytes) { plan.items.push_back({std::move(name), bytes}); };
+  plan.embedding = embedding_bytes;
+  item("embedding", embedding_bytes);
+  std::size_t norms = 0;
+  for (const LoweredNode& node : nodes) {
+    const NormNode* norm = std::get_if<NormNode>(&node.node.op);
+    if (node.norm) norm = &*node.norm;
+    if (norm != nullptr) {
+      const std::int64_t columns = program.buffers[static_cast<std::size_t>(norm->x)].columns / norm->groups;
+      norms += rows_bytes(1, columns, sizeof(float)) * (norm->bias.empty() ? 1 : 2);
+    }
+    if (node.linear() == nullptr) continue;
+    const std::size_t bytes = node.kernel->packed_bytes(node.site);
+    plan.weights += bytes;
+    item(node.node.layer >= 0 && node.node.layer < program.layers
+             ? fmt::format("layer {}: {} ({})", node.node.layer, node.name(), node.kernel->name())
+             : fmt::format("{} ({})", node.name(), node.kernel->name()),
+         bytes);
+  }
+  plan.weights += norms;
+  item("norms", norms);
+  plan.kv_cache = checked_mul(static_cast<std::size_t>(program.layers), 2 * backend.kv_bytes(kv_shape(program, sizes)), "the KV cache");
+  item(fmt::format("KV cache, {} sequences x {} tokens ({})", sizes.max_batch, sizes.max_tokens, name_of(sizes.kv_dtype)), plan.kv_cache);
+  plan_arena(program, nodes, sizes, plan.arena);
+  // Row maps, next tokens, the history of each sequence, marks of seen tokens and the table of rotations.
+  const std::size_t batch = static_cast<std::size_t>(sizes.max_batch);
+  plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_logit_rows, 2, 4) + rows_bytes(sizes.max_batch, 16, 4);
+  plan.arena += rows_bytes(static_cast<std::int64_t>(batch), sizes.max_tokens, 4) + rows_bytes(sizes.max_batch, program.vocab, 1);
+  plan.arena += rows_bytes(sizes.max_tokens, program.rotary.dims, sizeof(float));
+  item("activations, maps and tables", plan.arena);
+  plan.workspace = plan_workspace(program, nodes, sizes, backend);
+  item("scratch of kernels and ops", plan.workspace);
+  return plan;
+}
+
+}  // namespace nibble
