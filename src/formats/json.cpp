@@ -131,6 +131,18 @@ std::optional<JsonView> JsonView::object(std::string_view key) const {
   return JsonView(*found, where_, join_path(path_, key));
 }
 
+std::vector<JsonView> JsonView::objects(std::string_view key, std::size_t limit) const {
+  const std::string expected = fmt::format("a list of at most {} objects", limit);
+  const nlohmann::json& list = require(key, expected);
+  if (!list.is_array() || list.size() > limit) refuse(key, expected);
+  std::vector<JsonView> out;
+  out.reserve(list.size());
+  for (const nlohmann::json& item : list) {
+    out.emplace_back(item, where_, fmt::format("{}[{}]", join_path(path_, key), out.size()));
+  }
+  return out;
+}
+
 std::int64_t JsonView::integer(std::string_view key) const {
   const auto n = as_integer(require(key, "an integer"));
   if (!n) refuse(key, "an integer");

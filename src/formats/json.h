@@ -42,10 +42,14 @@ class JsonView {
 
   const nlohmann::json& value() const { return *value_; }
   const std::string& where() const { return where_; }
+  /// The file and the key, as errors name them: "tokenizer.json: model".
+  std::string place() const { return path_.empty() ? where_ : where_ + ": " + path_; }
 
   bool has(std::string_view key) const;
   /// The object under `key`, or nothing where the key is absent.
   std::optional<JsonView> object(std::string_view key) const;
+  /// The elements of a list of objects, at most `limit` of them; throws where the key is absent or something else.
+  std::vector<JsonView> objects(std::string_view key, std::size_t limit) const;
 
   std::int64_t integer(std::string_view key) const;
   std::int64_t integer(std::string_view key, std::int64_t fallback) const;
