@@ -99,6 +99,7 @@ InterruptGuard::InterruptGuard() {
 InterruptGuard::~InterruptGuard() {
   sigaction(SIGINT, &action_before_int, nullptr);
   sigaction(SIGTERM, &action_before_term, nullptr);
+  noted_signal.store(0);
 }
 
 int InterruptGuard::signal() { return noted_signal.load(std::memory_order_relaxed); }

@@ -17,7 +17,7 @@ class InterruptGuard {
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
 
-  /// The signal that came, 0 for none.
+  /// The signal that came since a guard has stood, 0 for none.
   static int signal();
 };
 
