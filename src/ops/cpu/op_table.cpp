@@ -1,0 +1,11 @@
+#include "ops/cpu/op_table.h"
+
+#include "core/cpu.h"
+
+namespace nibble::cpu {
+
+const OpTable& active_op_table() {
+  return pick<const OpTable&()>({{Isa::scalar, scalar_op_table}})();
+}
+
+}  // namespace nibble::cpu
