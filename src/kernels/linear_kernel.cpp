@@ -10,6 +10,17 @@ std::int64_t LinearSite::out_features() const {
   return total;
 }
 
+std::vector<float> bias_of(const LinearTensors& tensors) {
+  if (!tensors.bias.empty()) return to_float(tensors.bias);
+  return tensors.gptq != nullptr ? tensors.gptq->bias : std::vector<float>{};
+}
+
+LinearSite fused_site(LinearSite site, const Fit& fit) {
+  if (!fit.fuses_prologue) site.prologue = {};
+  if (!fit.fuses_epilogue) site.epilogue = {};
+  return site;
+}
+
 Cost minimal_cost(const LinearSite& site, std::int64_t rows) {
   Cost cost;
   const double dense_bytes = site.compute == DType::f32 ? 4 : 2;

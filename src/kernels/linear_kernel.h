@@ -69,6 +69,9 @@ struct LinearTensors {
   TensorView bias;
 };
 
+/// The part's bias as float, [out] or empty: `bias`, or else what its GPTQ tensors hold.
+std::vector<float> bias_of(const LinearTensors& tensors);
+
 /// Yes with what it fuses, or no with a reason that a user can act on. What a kernel does not fuse, lowering composes
 /// from ops.
 struct Fit {
@@ -87,6 +90,10 @@ struct KernelTraits {
   bool deterministic = true;      // bitwise the same result for the same build, device, threads and shapes
   bool exact_activations = true;  // false: activations are rounded to 8 bits, which changes numbers
   bool in_all = true;             // part of `--kernel all`
+  // The largest error that verification (kernels/verify.h says in which norm) lets pass, by LinearSite::compute. f32 sums
+  // of 10^4 products stay below 1e-5; bf16 has 2^-9 an operand, some 4e-3 over a few thousand outputs.
+  double error_f32 = 3e-5;
+  double error_bf16 = 1e-2;
 };
 
 /// What a call must do at the least: the roofline counts with it.
@@ -132,6 +139,9 @@ class LinearKernel {
   /// its pointers point at must.
   virtual void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const = 0;
 };
+
+/// The site without the prologue and epilogue that a kernel does not fuse: what pack() wants.
+LinearSite fused_site(LinearSite site, const Fit& fit);
 
 /// Bytes of the site's weights as stored by the format (codes, scales, zero points, biases; 16-bit for compute bf16, 32
 /// for f32) and of its activations in f32: what any kernel must move for this many rows.
