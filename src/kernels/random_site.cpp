@@ -3,11 +3,12 @@
 #include "core/checked.h"
 #include "core/error.h"
 #include "core/float_convert.h"
+#include "formats/gptq_pack.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
+#include <memory>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -21,14 +22,6 @@ float store(DType dtype, float value, std::byte* at) {
   const std::uint16_t bits = dtype == DType::bf16 ? float_to_bf16(value) : float_to_half(value);
   std::memcpy(at, &bits, 2);
   return dtype == DType::bf16 ? bf16_to_float(bits) : half_to_float(bits);
-}
-
-void put_code(GptqTensors& gptq, std::int64_t k, std::int64_t n, std::uint32_t code) {
-  const std::int64_t bit = k * gptq.bits;
-  const int shift = static_cast<int>(bit % 32);
-  const auto word = static_cast<std::size_t>(bit / 32 * gptq.words_stride + n);
-  gptq.qweight[word] |= code << shift;
-  if (shift + gptq.bits > 32) gptq.qweight[word + static_cast<std::size_t>(gptq.words_stride)] |= code >> (32 - shift);
 }
 
 }  // namespace
@@ -120,30 +113,36 @@ void RandomSite::add_gptq(const RandomSiteOptions& options, std::int64_t outputs
   gptq.out_features = outputs;
   gptq.group_size = format.group_size;
   gptq.groups = ceil_div(inputs, format.group_size);
-  gptq.words_stride = outputs + random.below(3);
-  gptq.qweight.assign(static_cast<std::size_t>(ceil_div(inputs * format.bits, std::int64_t{32}) * gptq.words_stride), 0);
   gptq.g_idx = g_idx;
   gptq.act_order = format.act_order;
-  gptq.symmetric = format.symmetric;
+  gptq.sym = format.symmetric;
 
   const std::int64_t codes = std::int64_t{1} << format.bits;
   const float unit = 1.0f / (static_cast<float>(codes) * std::sqrt(static_cast<float>(inputs)));
   for (std::int64_t i = 0; i < gptq.groups * outputs; ++i) {
-    const std::int64_t zero = format.symmetric ? codes / 2 : random.below(codes + 1);
+    const std::int64_t zero = format.symmetric ? codes / 2 : random.below(codes);
     gptq.zeros.push_back(static_cast<std::uint16_t>(zero));
     const auto decades = static_cast<float>(3 * random.uniform() - 1.5);
     gptq.scales.push_back(half_to_float(float_to_half(unit * std::pow(10.0f, decades))));
   }
 
+  // Some columns of words more than there are outputs, as padded files have.
+  gptq.qweight_columns = outputs + random.below(3);
+  std::vector<std::uint8_t> all_codes(static_cast<std::size_t>(inputs * gptq.qweight_columns));
   std::vector<float> weights(static_cast<std::size_t>(outputs * inputs));
   for (std::int64_t n = 0; n < outputs; ++n) {
     for (std::int64_t k = 0; k < inputs; ++k) {
       const std::int64_t code = random.below(codes);
-      put_code(gptq, k, n, static_cast<std::uint32_t>(code));
+      all_codes[static_cast<std::size_t>(k * gptq.qweight_columns + n)] = static_cast<std::uint8_t>(code);
       const auto at = static_cast<std::size_t>(g_idx[static_cast<std::size_t>(k)] * outputs + n);
       weights[static_cast<std::size_t>(n * inputs + k)] = gptq.scales[at] * static_cast<float>(code - gptq.zeros[at]);
     }
   }
+  auto words = std::make_shared<std::vector<std::uint32_t>>(
+      static_cast<std::size_t>(packed_words(inputs, format.bits) * gptq.qweight_columns));
+  pack_columns(all_codes, inputs, gptq.qweight_columns, format.bits, *words);
+  gptq.qweight = *words;
+  gptq.qweight_copy = std::move(words);
   gptq_.push_back(std::move(gptq));
   tensors_.back().gptq = &gptq_.back();
   weights_.push_back(std::move(weights));

@@ -31,15 +31,15 @@ struct RandomSiteOptions {
   std::int64_t in_features = 64;
   std::vector<std::int64_t> out_features = {64};  // one a part
   bool bias = false;
-  std::optional<GptqFormat> gptq;                 // group_size -1: one group
+  std::optional<GptqFormat> gptq = {};            // group_size -1: one group
   DType weights = DType::f32;                     // of full-precision parts: f32, f16 or bf16
   DType compute = DType::f32;
-  Prologue prologue;
-  Epilogue epilogue;
+  Prologue prologue = {};
+  Epilogue epilogue = {};
   std::uint64_t seed = 1;
 };
 
-/// A site and its checkpoint tensors. GPTQ parts have every code and zero point incl. the extremes 0 and 2^bits, scales
+/// A site and its checkpoint tensors. GPTQ parts have every code and zero point, scales
 /// (exact in f16) over three decades, and, with act_order, one random assignment of inputs to groups for all parts.
 class RandomSite {
  public:

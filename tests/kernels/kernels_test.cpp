@@ -4,8 +4,12 @@
 #include "kernels/registry.h"
 #include "kernels/verify.h"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
+#include <cctype>
 #include <string>
 
 namespace nibble {
@@ -39,15 +43,11 @@ class EveryKernel : public testing::TestWithParam<std::string> {
   }
 
   static std::string describe(const RandomSiteOptions& o) {
-    std::string text = "\n  K " + std::to_string(o.in_features) + ", N";
-    for (const std::int64_t n : o.out_features) text += " " + std::to_string(n);
-    if (o.gptq) {
-      text += ", bits " + std::to_string(o.gptq->bits) + ", group " + std::to_string(o.gptq->group_size) +
-              (o.gptq->act_order ? ", act-order" : "") + (o.gptq->symmetric ? ", sym" : ", asym");
-    }
-    return text + ", compute " + std::string(name_of(o.compute)) + ", weights " + std::string(name_of(o.weights)) +
-           (o.bias ? ", bias" : "") + ", prologue " + std::to_string(static_cast<int>(o.prologue.kind)) + ", epilogue " +
-           std::to_string(static_cast<int>(o.epilogue.kind)) + ", seed " + std::to_string(o.seed);
+    const std::string gptq = !o.gptq ? "dense" : fmt::format("bits {}, group {}{}{}", o.gptq->bits, o.gptq->group_size,
+                                                            o.gptq->act_order ? ", act-order" : "", o.gptq->symmetric ? ", sym" : "");
+    return fmt::format("\n  K {}, {} parts of N {}, {}, compute {}, weights {}{}, prologue {}, epilogue {}, seed {}", o.in_features,
+                       o.out_features.size(), o.out_features.front(), gptq, name_of(o.compute), name_of(o.weights),
+                       o.bias ? ", bias" : "", static_cast<int>(o.prologue.kind), static_cast<int>(o.epilogue.kind), o.seed);
   }
 };
 
