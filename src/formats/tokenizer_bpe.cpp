@@ -36,16 +36,15 @@ struct Merge {
   std::int32_t id = kNone;
 };
 
-/// Merges by pair, in a table of open addressing at most half full: one cache line a lookup, where it hits or not.
-class MergeTable {
+/// Merges by pair (of ids, or of code points), in a table of open addressing at most half full: one cache line a lookup, whether it hits or not.
+class PairTable {
  public:
-  explicit MergeTable(std::size_t count) : slots_(std::bit_ceil(std::max<std::size_t>(count, 8) * 2)) {}
+  explicit PairTable(std::size_t count) : slots_(std::bit_ceil(std::max<std::size_t>(count, 8) * 2)) {}
 
   /// A pair that is there already takes the new merge, as the last of two equal lines in a file counts.
   void insert(std::int32_t left, std::int32_t right, Merge merge) {
     const std::uint64_t key = pair_key(left, right);
-    Slot& slot = slots_[find_slot(key)];
-    slot = {key, merge};
+    slots_[find_slot(key)] = {key, merge};
   }
 
   const Merge* find(std::int32_t left, std::int32_t right) const {
@@ -175,15 +174,11 @@ class BpeModel final : public TokenModel {
 
   void encode(std::string_view piece, Scratch& scratch, std::vector<std::int32_t>& ids) const override {
     auto& work = static_cast<BpeScratch&>(scratch);
-    if (!WordCache::fits(piece)) {
-      encode_word(piece, work, ids);
-      return;
+    if (joins_ && !WordCache::fits(piece)) {
+      encode_parts(piece, work, ids);
+    } else {
+      encode_cached(piece, work, ids);
     }
-    const std::uint64_t hash = hash_word(piece);
-    if (work.cache.get(piece, hash, ids)) return;
-    const std::size_t before = ids.size();
-    encode_word(piece, work, ids);
-    work.cache.put(piece, hash, std::span(ids).subspan(before));
   }
 
   std::optional<std::int32_t> token_id(std::string_view token) const override {
@@ -231,7 +226,9 @@ class BpeModel final : public TokenModel {
     const auto found = part.value().find("merges");
     if (found == part.value().end() || !found->is_array()) part.refuse("merges", "a list of merges");
     if (found->size() > std::numeric_limits<std::uint32_t>::max() / 4) part.refuse("merges", "a shorter list");
-    merges_ = MergeTable(found->size());
+    merges_ = PairTable(found->size());
+    std::vector<std::pair<std::int32_t, std::int32_t>> pairs;
+    pairs.reserve(found->size());
     std::uint32_t rank = 0;
     std::string joined;
     for (const json& line : *found) {
@@ -261,13 +258,66 @@ class BpeModel final : public TokenModel {
              json_excerpt(line), missing);
       }
       merges_.insert(*left_id, *right_id, {rank, *id});
+      pairs.emplace_back(*left_id, *right_id);
       ++rank;
     }
+    find_joins(pairs);
+  }
+
+  /// Where no merge ever joins two characters, a piece may be cut between them and nothing changes: Llama 2, whose pieces
+  /// are whole texts, becomes as quick as a tokenizer that cuts words. Kept only where every symbol is a character (no
+  /// prefix or suffix) or one of its bytes (so none is unknown or dropped), and bytes take part in no merge.
+  void find_joins(const std::vector<std::pair<std::int32_t, std::int32_t>>& pairs) {
+    if (ignore_merges_ || !prefix_.empty() || !suffix_.empty() || !byte_tokens_) return;
+    std::vector<bool> is_byte(tokens_.size());
+    for (const std::int32_t id : *byte_tokens_) {
+      if (id == kNone) return;
+      is_byte[to_index(id)] = true;
+    }
+    PairTable joins(pairs.size());
+    for (const auto& [left, right] : pairs) {
+      if (is_byte[to_index(left)] || is_byte[to_index(right)]) return;
+      const std::string_view before = *tokens_[to_index(left)];
+      const std::string_view after = *tokens_[to_index(right)];
+      // Nothing joins an empty token, but a table of characters cannot say so.
+      if (before.empty() || after.empty()) return;
+      const char32_t last = utf8_at(before, utf8_before(before, before.size())).code;
+      joins.insert(static_cast<std::int32_t>(last), static_cast<std::int32_t>(utf8_at(after, 0).code), {});
+    }
+    joins_ = std::move(joins);
   }
 
   [[noreturn]] static void refuse_merge(const JsonView& part, const json& line, std::uint32_t rank) {
     fail("{}: merge {} should be \"left right\" or [\"left\", \"right\"], found {}", part.place(), rank,
          json_excerpt(line));
+  }
+
+  /// A long piece, cut wherever no merge joins two characters.
+  void encode_parts(std::string_view piece, BpeScratch& work, std::vector<std::int32_t>& ids) const {
+    std::size_t begin = 0;
+    Utf8Char left = utf8_at(piece, 0);
+    for (std::size_t at = left.length; at < piece.size();) {
+      const Utf8Char right = utf8_at(piece, at);
+      if (joins_->find(static_cast<std::int32_t>(left.code), static_cast<std::int32_t>(right.code)) == nullptr) {
+        encode_cached(piece.substr(begin, at - begin), work, ids);
+        begin = at;
+      }
+      left = right;
+      at += right.length;
+    }
+    encode_cached(piece.substr(begin), work, ids);
+  }
+
+  void encode_cached(std::string_view word, BpeScratch& work, std::vector<std::int32_t>& ids) const {
+    if (!WordCache::fits(word)) {
+      encode_word(word, work, ids);
+      return;
+    }
+    const std::uint64_t hash = hash_word(word);
+    if (work.cache.get(word, hash, ids)) return;
+    const std::size_t before = ids.size();
+    encode_word(word, work, ids);
+    work.cache.put(word, hash, std::span(ids).subspan(before));
   }
 
   void encode_word(std::string_view word, BpeScratch& work, std::vector<std::int32_t>& ids) const {
@@ -372,7 +422,8 @@ class BpeModel final : public TokenModel {
   std::unordered_map<std::string, std::int32_t, Hash, std::equal_to<>> ids_;
   std::vector<std::optional<std::string_view>> tokens_;  // by id
   std::optional<std::array<std::int32_t, 256>> byte_tokens_;
-  MergeTable merges_{0};
+  PairTable merges_{0};
+  std::optional<PairTable> joins_;  // last and first characters of all that merges
 };
 
 }  // namespace
