@@ -1,12 +1,10 @@
 #include "engine/engine.h"
 
-#include "core/checked.h"
 #include "core/error.h"
-#include "core/cpu_device.h"
+#include "engine/configuration.h"
 #include "engine/lowering.h"
 #include "engine/rope_table.h"
 #include "engine/weights.h"
-#include "models/family.h"
 
 #include <algorithm>
 #include <chrono>
@@ -17,11 +15,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// Past this the prompt's activations leave the level-2 cache between two sites; a pass of 512 rows fills the cores.
-constexpr std::int64_t kDefaultChunk = 512;
-// Models that promise more positions than this get this many unless the user asks for more.
-constexpr std::int64_t kDefaultTokens = 4096;
 
 /// The rows of one pass, as the steps see it.
 struct Pass {
@@ -86,37 +79,15 @@ struct Engine::Impl {
 };
 
 void Engine::Impl::configure() {
-  if (options.device != "cpu") fail_usage("there is no device \"{}\"; this build has cpu", options.device);
-  backend = make_cpu_backend();
+  backend = make_backend(options);
   stream = backend->device().make_stream();
-  program = program_from_checkpoint(*checkpoint);
-
-  const TensorView embedding = checkpoint->tensor(std::get<EmbedNode>(program.nodes.front().op).table);
-  compute = options.compute.value_or(embedding.dtype == DType::f32 ? DType::f32 : DType::bf16);
-  kv_dtype = options.kv_dtype.value_or(compute);
-  if (compute != DType::f32 && compute != DType::bf16) fail_usage("compute type {} is not supported here; use f32 or bf16", name_of(compute));
-  if (kv_dtype != DType::f32 && kv_dtype != DType::bf16 && kv_dtype != DType::f16) {
-    fail_usage("KV cache type {} is not supported here; use f32, bf16 or f16", name_of(kv_dtype));
-  }
-  if (options.max_batch < 1) fail_usage("the batch should be at least 1, found {}", options.max_batch);
-  sizes.max_batch = options.max_batch;
-  sizes.max_tokens = options.max_tokens > 0 ? options.max_tokens : std::min(program.max_positions, kDefaultTokens);
-  if (sizes.max_tokens > program.max_positions && program.rotary.dims == 0) {
-    fail_usage("{} tokens a sequence are more than the {} positions that the model has", sizes.max_tokens, program.max_positions);
-  }
-  const std::int64_t chunk = options.prefill_chunk > 0 ? options.prefill_chunk : kDefaultChunk;
-  sizes.max_rows = std::max(sizes.max_batch, std::min(chunk, checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch")));
-  sizes.max_logit_rows = std::max(sizes.max_batch, std::min(options.max_logit_rows, sizes.max_rows));
-  sizes.kv_dtype = kv_dtype;
-
-  LoweringOptions lowering;
-  lowering.kernel = options.kernel;
-  lowering.compute = compute;
-  lowering.fuse = options.fuse;
-  lowering.max_rows = sizes.max_rows;
-  lowering.decode_rows = sizes.max_batch;
-  nodes = lower(program, backend->device().info(), lowering);
-  plan = make_plan(program, nodes, sizes, *backend, embedding.bytes.size());
+  EngineConfiguration decided = configure_engine(*checkpoint, options, *backend);
+  program = std::move(decided.program);
+  compute = decided.compute;
+  kv_dtype = decided.kv_dtype;
+  sizes = decided.sizes;
+  nodes = std::move(decided.nodes);
+  plan = std::move(decided.plan);
 }
 
 void Engine::Impl::check_fits() const {

@@ -55,6 +55,23 @@ void Weights::load_embedding(const Checkpoint& checkpoint, const std::string& na
   embedding_.data = embedding_copy_->data();
 }
 
+std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node,
+                                     LinearSite& site, std::vector<LoadedLinear>& loaded) {
+  loaded = std::vector<LoadedLinear>(node.parts.size());
+  std::vector<LinearTensors> tensors;
+  for (std::size_t part = 0; part < loaded.size(); ++part) {
+    load_linear(checkpoint, quant, node, part, loaded[part]);
+    LinearDesc& desc = site.parts[part];
+    if (desc.gptq) {
+      const GptqTensors& gptq = loaded[part].gptq;
+      desc.gptq = GptqFormat{gptq.bits, gptq.group_size, gptq.act_order, gptq.sym};
+      desc.bias = !gptq.bias.empty();
+    }
+    tensors.push_back(loaded[part].tensors);
+  }
+  return tensors;
+}
+
 void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream, LoadTimes& times) {
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
   packed_.resize(nodes.size());
@@ -71,18 +88,8 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
     if (const auto* embed = std::get_if<EmbedNode>(&node.node.op)) load_embedding(checkpoint, embed->table, device, stream);
     const LinearNode* linear = node.linear();
     if (linear == nullptr) continue;
-    std::vector<LoadedLinear> loaded(linear->parts.size());
-    std::vector<LinearTensors> tensors;
-    for (std::size_t part = 0; part < loaded.size(); ++part) {
-      load_linear(checkpoint, quant, *linear, part, loaded[part]);
-      LinearDesc& desc = node.site.parts[part];
-      if (desc.gptq) {
-        const GptqTensors& gptq = loaded[part].gptq;
-        desc.gptq = GptqFormat{gptq.bits, gptq.group_size, gptq.act_order, gptq.sym};
-        desc.bias = !gptq.bias.empty();
-      }
-      tensors.push_back(loaded[part].tensors);
-    }
+    std::vector<LoadedLinear> loaded;
+    const std::vector<LinearTensors> tensors = load_site(checkpoint, quant, *linear, node.site, loaded);
     const Clock::time_point read = Clock::now();
     times.read += std::chrono::duration<double>(read - start).count();
     packed_[i] = node.kernel->pack(node.site, tensors, device, stream);

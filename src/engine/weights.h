@@ -6,13 +6,21 @@
 #include "engine/load_times.h"
 #include "engine/lowering.h"
 #include "formats/checkpoint.h"
+#include "formats/quant_config.h"
+#include "models/family.h"
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace nibble {
+
+/// The tensors of one linear node, a part each, and their group sizes and the like set in `site` to what they really are.
+/// The result points into `loaded` and into the checkpoint's maps.
+std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node,
+                                     LinearSite& site, std::vector<LoadedLinear>& loaded);
 
 class Weights {
  public:
