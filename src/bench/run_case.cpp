@@ -1,0 +1,186 @@
+#include "bench/run_case.h"
+
+#include "bench/perplexity.h"
+#include "bench/verify_model.h"
+#include "core/checked.h"
+#include "core/cpu.h"
+#include "core/error.h"
+#include "engine/engine.h"
+#include "engine/generator.h"
+#include "formats/quant_config.h"
+#include "formats/tokenizer.h"
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+
+namespace nibble {
+namespace {
+
+// Perplexity asks for the logits of many rows; so many at a time are 33 MB for a vocabulary of 128k.
+constexpr std::int64_t kScoreRows = 64;
+// A pass over a footprint takes some milliseconds: long enough to meet a quiet moment of the machine.
+constexpr double kBandwidthSeconds = 0.3;
+
+std::optional<DType> dtype_of(const std::string& name, const char* flag) {
+  if (name.empty()) return std::nullopt;
+  const std::optional<DType> dtype = dtype_from_name(name);
+  if (!dtype) fail_usage("{} {}: expected f32, bf16 or f16", flag, name);
+  return dtype;
+}
+
+EngineOptions engine_options(const BenchCase& c) {
+  EngineOptions options;
+  options.device = c.device;
+  options.kernel = c.kernel;
+  options.compute = dtype_of(c.dtype, "--dtype");
+  options.kv_dtype = dtype_of(c.kv_dtype, "--kv-dtype");
+  options.prefill_chunk = c.prefill_chunk;
+  options.fuse = c.fuse;
+  if (c.speed) {
+    options.max_batch = c.batch_size;
+    options.max_tokens = checked_add(c.prompt_length, c.new_tokens, "the length of a sequence");
+  }
+  return options;
+}
+
+/// optimum's prompts: uniform ids without the first and the last, which tend to be special tokens.
+std::vector<std::vector<std::int32_t>> random_prompts(std::int64_t batch, std::int64_t length, std::int64_t vocab, std::uint64_t seed) {
+  if (vocab < 4) fail("the model's vocabulary of {} entries is too small for random prompts", vocab);
+  std::mt19937_64 random(seed);
+  std::vector<std::vector<std::int32_t>> prompts(static_cast<std::size_t>(batch));
+  for (auto& prompt : prompts) {
+    prompt.resize(static_cast<std::size_t>(length));
+    for (std::int32_t& id : prompt) id = static_cast<std::int32_t>(1 + random() % static_cast<std::uint64_t>(vocab - 2));
+  }
+  return prompts;
+}
+
+std::optional<double> weights_cached(const Checkpoint& checkpoint) {
+  std::set<std::filesystem::path> files;
+  for (const std::string& name : checkpoint.names()) files.insert(checkpoint.file_of(name));
+  double cached = 0;
+  double total = 0;
+  for (const auto& file : files) {
+    const std::optional<double> share = cached_share(file);
+    if (!share) return std::nullopt;
+    const double size = static_cast<double>(std::filesystem::file_size(file));
+    cached += *share * size;
+    total += size;
+  }
+  return total > 0 ? std::optional(cached / total) : std::nullopt;
+}
+
+std::string kernels_of(const std::vector<SiteInfo>& sites) {
+  std::map<std::string, int> count;
+  for (const SiteInfo& site : sites) ++count[site.kernel];
+  std::vector<std::pair<std::string, int>> order(count.begin(), count.end());
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+  std::string out;
+  for (const auto& [kernel, sites_of_it] : order) out += fmt::format("{}{} x{}", out.empty() ? "" : ", ", kernel, sites_of_it);
+  return out;
+}
+
+QuantisationFacts facts_of(const Checkpoint& checkpoint, const std::vector<SiteInfo>& sites) {
+  QuantisationFacts facts;
+  const std::optional<QuantConfig> config = find_quant_config(checkpoint.folder());
+  if (!config) return facts;
+  facts.gptq = true;
+  facts.bits = config->linear.bits;
+  facts.group_size = config->linear.group_size;
+  // What the tensors say, not the configuration: desc_act may have left the order as it was.
+  for (const SiteInfo& site : sites) {
+    for (const LinearDesc& part : site.site.parts) facts.act_order = facts.act_order || (part.gptq && part.gptq->act_order);
+  }
+  return facts;
+}
+
+void measure_speed(Engine& engine, const BenchCase& c, MemoryWatch& watch, const CaseProgress& progress, BenchResult& out) {
+  const auto prompts = random_prompts(c.batch_size, c.prompt_length, engine.program().vocab, c.seed);
+  GenerateOptions options;
+  options.max_new_tokens = c.new_tokens;
+  options.ignore_stop = true;
+  const double rounds = static_cast<double>(c.num_batches) + 1;
+  progress("warm-up", 0);
+  generate(engine, prompts, options);
+  watch.stop();
+  for (std::int64_t i = 0; i < c.num_batches; ++i) {
+    progress(fmt::format("batch {} of {}", i + 1, c.num_batches), static_cast<double>(i + 1) / rounds);
+    const Generation generation = generate(engine, prompts, options);
+    for (const auto& tokens : generation.tokens) {
+      if (static_cast<std::int64_t>(tokens.size()) != c.new_tokens) {
+        fail("a generation gave {} tokens and {} were asked for", tokens.size(), c.new_tokens);
+      }
+    }
+    out.total_seconds.push_back(generation.total_seconds);
+    out.prefill_seconds.push_back(generation.prefill_seconds);
+    out.step_seconds.insert(out.step_seconds.end(), generation.step_seconds.begin(), generation.step_seconds.end());
+  }
+  const double prompt = static_cast<double>(c.prompt_length);
+  out.prefill_cost = engine.pass_cost(c.batch_size * c.prompt_length, c.batch_size, prompt / 2);
+  out.step_cost = engine.pass_cost(c.batch_size, c.batch_size, prompt + static_cast<double>(c.new_tokens) / 2);
+}
+
+void measure_perplexity(Engine& engine, const BenchCase& c, const CaseProgress& progress, BenchResult& out) {
+  const Tokenizer tokenizer = Tokenizer::load(c.folder);
+  PerplexityOptions options = perplexity_options(c.perplexity_procedure);
+  if (c.perplexity_context > 0) options.context = c.perplexity_context;
+  options.max_windows = c.perplexity_windows;
+  const PerplexityResult measured =
+      measure_perplexity_of_file(engine, tokenizer, c.perplexity_file, options,
+                                 [&](std::int64_t done, std::int64_t total) {
+                                   progress("perplexity", static_cast<double>(done) / static_cast<double>(total));
+                                 });
+  out.perplexity = measured.perplexity;
+  out.perplexity_running = measured.mean_of_running;
+  out.perplexity_error = measured.error;
+  out.perplexity_tokens = measured.scored_tokens;
+}
+
+}  // namespace
+
+BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
+  BenchResult out;
+  out.isa = name_of(active_isa());
+  EngineOptions options = engine_options(c);
+  if (!c.perplexity_file.empty()) {
+    PerplexityOptions perplexity = perplexity_options(c.perplexity_procedure);
+    if (c.perplexity_context > 0) perplexity.context = c.perplexity_context;
+    options.max_tokens = std::max(options.max_tokens, perplexity.context);
+    options.max_logit_rows = kScoreRows;
+  }
+  MemoryWatch watch;
+  progress("opening", 0);
+  auto checkpoint = std::make_shared<const Checkpoint>(c.folder);
+  out.cached_share = weights_cached(*checkpoint);
+
+  progress("verifying kernels", 0);
+  std::vector<std::int64_t> rows = {c.batch_size};
+  // What a pass of the prompt has, but not more than tells the kernels' ways for many rows apart.
+  constexpr std::int64_t kPrefillRows = 64;
+  rows.push_back(std::min(kPrefillRows, c.batch_size * c.prompt_length));
+  const ModelVerification verified = verify_model(*checkpoint, options, rows);
+  out.verified_sites = verified.sites;
+  out.verified_error = verified.error;
+
+  progress("loading", 0);
+  Engine engine(checkpoint, options);
+  out.load = engine.load_times();
+  out.quantisation = facts_of(*checkpoint, engine.sites());
+  out.kernels = kernels_of(engine.sites());
+  out.dtype = name_of(engine.compute());
+  out.kv_dtype = name_of(engine.kv_dtype());
+  out.threads = engine.device().info().threads;
+  out.planned_bytes = engine.plan().total();
+  out.planned_weights = engine.plan().weights + engine.plan().embedding;
+  out.planned_kv_cache = engine.plan().kv_cache;
+  if (c.speed) measure_speed(engine, c, watch, progress, out);
+  if (!c.perplexity_file.empty()) measure_perplexity(engine, c, progress, out);
+  watch.stop();
+  out.memory = watch.peak();
+  if (c.speed) out.own_bandwidth = measure_read_bandwidth(static_cast<std::size_t>(out.step_cost.bytes), kBandwidthSeconds);
+  return out;
+}
+
+}  // namespace nibble

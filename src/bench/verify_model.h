@@ -1,0 +1,21 @@
+// Measured means verified: a kernel is timed on a model only after it has agreed with the reference on the model's weights.
+#pragma once
+
+#include "engine/engine.h"
+#include "formats/checkpoint.h"
+
+#include <cstdint>
+#include <span>
+
+namespace nibble {
+
+struct ModelVerification {
+  std::int64_t sites = 0;  // distinct shapes
+  double error = 0;        // the largest, as a share of the bound that its kernel states
+};
+
+/// Verifies (kernels/verify.h) one site of each distinct kernel, shape, format and fusion that an engine with these options
+/// would run, for each count of rows. Throws Error that names the site, the kernel and the figures where one disagrees.
+ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options, std::span<const std::int64_t> rows);
+
+}  // namespace nibble
