@@ -99,7 +99,7 @@ def perplexities(model, tokenizer, text):
 
 
 def main(folder, text_file):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager").eval()
