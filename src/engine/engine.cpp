@@ -279,14 +279,6 @@ void Engine::Impl::prefill_range(std::span<const std::vector<std::int32_t>> prom
   flush();
 }
 
-MemoryPlan Engine::planned(std::shared_ptr<const Checkpoint> checkpoint, const EngineOptions& options) {
-  Impl impl;
-  impl.checkpoint = std::move(checkpoint);
-  impl.options = options;
-  impl.configure();
-  return impl.plan;
-}
-
 Engine::Engine(std::shared_ptr<const Checkpoint> checkpoint, EngineOptions options) : impl_(std::make_unique<Impl>()) {
   Impl& m = *impl_;
   const Clock::time_point start = Clock::now();

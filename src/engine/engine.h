@@ -57,10 +57,6 @@ class Engine {
   /// Loads: opens, plans, checks that the plan fits the device, reads and packs. Throws Error with what to change.
   Engine(std::shared_ptr<const Checkpoint> checkpoint, EngineOptions options);
   ~Engine();
-  /// The plan of a run, without reading weights: what an Engine would hold for these options on this device. Throws as the
-  /// constructor does where the options or the checkpoint are wrong, but not where the plan exceeds the device's memory.
-  static MemoryPlan planned(std::shared_ptr<const Checkpoint> checkpoint, const EngineOptions& options);
-
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
