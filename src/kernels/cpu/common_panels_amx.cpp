@@ -1,0 +1,63 @@
+#include "kernels/cpu/common_panels.h"
+
+#include <immintrin.h>
+
+namespace nibble::panels {
+namespace {
+
+// What ldtilecfg reads: 64 bytes, all tiles 16 rows of 64 bytes.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1;
+  std::uint8_t start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+}  // namespace
+
+// 32 rows x 32 outputs a step: four accumulator tiles (0 to 3), two of inputs (4, 5), two of weights (6, 7), so that each
+// loaded tile is used twice. One tile of weights is 16 pairs of k by 16 outputs.
+void bf16_amx(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride, std::int64_t rows, float* out) {
+  constexpr std::int64_t kPanelRow = kWidth * 4;  // bytes of a pair of k, and of a row of out
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  for (std::int64_t m = 0; m < rows; m += 32) {
+    const std::uint16_t* first = x + m * stride;
+    const std::uint16_t* second = first + 16 * stride;
+    float* to = out + m * kWidth;
+    _tile_zero(0);
+    _tile_zero(1);
+    if (rows - m > 16) {
+      _tile_zero(2);
+      _tile_zero(3);
+      for (std::int64_t i = 0; i < k; i += 32) {
+        const std::uint16_t* at = panel + i * kWidth;
+        _tile_loadd(6, at, kPanelRow);
+        _tile_loadd(4, first + i, stride * 2);
+        _tile_loadd(7, at + 32, kPanelRow);
+        _tile_loadd(5, second + i, stride * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(2, to + 16 * kWidth, kPanelRow);
+      _tile_stored(3, to + 16 * kWidth + 16, kPanelRow);
+    } else {
+      for (std::int64_t i = 0; i < k; i += 32) {
+        const std::uint16_t* at = panel + i * kWidth;
+        _tile_loadd(6, at, kPanelRow);
+        _tile_loadd(4, first + i, stride * 2);
+        _tile_loadd(7, at + 32, kPanelRow);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+    }
+    _tile_stored(0, to, kPanelRow);
+    _tile_stored(1, to + 16, kPanelRow);
+  }
+  _tile_release();
+}
+
+}  // namespace nibble::panels

@@ -1,0 +1,234 @@
+#include "kernels/cpu/common_site.h"
+
+#include "core/checked.h"
+#include "core/float_convert.h"
+#include "core/thread_pool.h"
+#include "kernels/cpu/common_panels.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+namespace nibble {
+namespace {
+
+using panels::kPad;
+using panels::kWidth;
+
+// Up to so many rows each thread prepares all inputs for itself: that costs less than a barrier (1 to 2 us).
+constexpr std::int64_t kRedundantRows = 8;
+// Rows that go through a panel together: a multiple of 12, 16 and 32, the heights of the product functions' tiles, whose
+// bf16 inputs (K = 1536: 300 KB) and panel stay in a L2 of 1 MB.
+constexpr std::int64_t kRowBlock = 96;
+// From here on AMX, 16 rows a tile, beats vdpbf16ps.
+constexpr std::int64_t kManyRows = 16;
+
+// Bytes of one row of prepared inputs, f32 or bf16.
+std::size_t prepared_row(std::int64_t inputs) { return static_cast<std::size_t>(round_up(inputs, kPad)) * 4; }
+
+std::size_t prepared_bytes(std::int64_t inputs, std::int64_t rows) {
+  const std::int64_t copies = rows <= kRedundantRows ? ThreadPool::instance().threads() : 1;
+  return static_cast<std::size_t>(copies * round_up(rows, std::int64_t{16})) * prepared_row(inputs);
+}
+
+// One call of a site: everything by value that may be gone when it runs.
+class Call {
+ public:
+  Call(const PanelLayout& layout, PanelSource source, bool scratch, const LinearArgs& args)
+      : layout_(layout), source_(std::move(source)), scratch_(scratch), functions_(panels::functions()), rows_(args.rows),
+        x_(args.x), norm_weight_(args.norm_weight), y_(args.y.begin(), args.y.end()), residual_(args.residual),
+        workspace_(args.workspace) {
+    bf16_inputs_ = layout.bf16 && functions_.bf16 != nullptr;
+    prepares_ = bf16_inputs_ || layout.prologue.kind != PrologueKind::none;
+  }
+
+  bool prepares_first() const { return prepares_ && rows_ > kRedundantRows; }
+
+  // Its share of the rows, for all threads to read.
+  void prepare(int thread, int threads) const {
+    const auto [begin, end] = split_range(rows_, 1, thread, threads);
+    for (std::int64_t m = begin; m < end; ++m) prepare_row(m, workspace_);
+  }
+
+  void multiply(int thread, int threads) const {
+    std::byte* prepared = workspace_;
+    if (prepares_ && rows_ <= kRedundantRows) {
+      prepared += static_cast<std::size_t>(thread) * static_cast<std::size_t>(round_up(rows_, std::int64_t{16})) * prepared_row(layout_.inputs);
+      for (std::int64_t m = 0; m < rows_; ++m) prepare_row(m, prepared);
+    }
+    std::byte* scratch = workspace_ + prepared_bytes(layout_.inputs, rows_) +
+                         static_cast<std::size_t>(thread) * layout_.step * static_cast<std::size_t>(layout_.panel_bytes);
+
+    const auto steps = static_cast<std::int64_t>(layout_.panels.size() / layout_.step);
+    const std::int64_t block = block_rows(steps, threads);
+    const std::int64_t blocks = ceil_div(rows_, block);
+    const auto [begin, end] = split_range(steps * blocks, 1, thread, threads);
+    std::array<const std::byte*, 2> weights{};
+    std::int64_t loaded = -1;
+    alignas(64) float products[2][kRowBlock * kWidth];
+    for (std::int64_t work = begin; work < end; ++work) {
+      const std::int64_t step = work / blocks;
+      const std::size_t panel = static_cast<std::size_t>(step) * layout_.step;
+      if (step != loaded) {
+        for (std::size_t i = 0; i < layout_.step; ++i) {
+          weights[i] = source_(panel + i, scratch_ ? scratch + i * static_cast<std::size_t>(layout_.panel_bytes) : nullptr);
+        }
+        loaded = step;
+      }
+      const std::int64_t m = work % blocks * block;
+      const std::int64_t count = std::min(block, rows_ - m);
+      for (std::size_t i = 0; i < layout_.step; ++i) product(weights[i], prepared, m, count, products[i]);
+      for (std::int64_t r = 0; r < count; ++r) finish(panel, m + r, products[0] + r * kWidth, products[1] + r * kWidth);
+    }
+  }
+
+ private:
+  // Fewer rows than kRowBlock where there would be less than four pieces of work a thread: then the last ones wait.
+  std::int64_t block_rows(std::int64_t steps, int threads) const {
+    std::int64_t block = kRowBlock;
+    for (const std::int64_t smaller : {std::int64_t{48}, std::int64_t{32}, std::int64_t{16}}) {
+      if (steps * ceil_div(rows_, block) < 4 * threads && rows_ > smaller) block = smaller;
+    }
+    return block;
+  }
+
+  void prepare_row(std::int64_t m, std::byte* prepared) const {
+    const float* x = x_.f32_row(m);
+    const std::int64_t k = layout_.inputs;
+    float factor = 1;
+    if (layout_.prologue.kind == PrologueKind::rms_norm) {
+      factor = 1.0f / std::sqrt(functions_.sum_squares(x, k) / static_cast<float>(k) + layout_.prologue.eps);
+    }
+    std::byte* out = prepared + static_cast<std::size_t>(m) * prepared_row(k);
+    if (bf16_inputs_) {
+      functions_.scale_bf16(x, norm_weight_, factor, k, round_up(k, kPad), reinterpret_cast<std::uint16_t*>(out));
+    } else {
+      functions_.scale(x, norm_weight_, factor, k, reinterpret_cast<float*>(out));
+    }
+  }
+
+  void product(const std::byte* weights, const std::byte* prepared, std::int64_t m, std::int64_t count, float* out) const {
+    const std::int64_t k = layout_.inputs;
+    const std::byte* inputs = prepared + static_cast<std::size_t>(m) * prepared_row(k);
+    const std::int64_t stride = prepares_ ? round_up(k, kPad) : x_.stride;
+    const float* x = prepares_ ? reinterpret_cast<const float*>(inputs) : x_.f32_row(m);
+    if (!layout_.bf16) {
+      functions_.f32(reinterpret_cast<const float*>(weights), k, x, stride, count, out);
+    } else if (!bf16_inputs_) {
+      functions_.mixed(reinterpret_cast<const std::uint16_t*>(weights), k, x, stride, count, out);
+    } else {
+      panels::Bf16Product* best = rows_ >= kManyRows && functions_.bf16_many != nullptr ? functions_.bf16_many : functions_.bf16;
+      best(reinterpret_cast<const std::uint16_t*>(weights), round_up(k, kPad), reinterpret_cast<const std::uint16_t*>(inputs),
+           2 * stride, count, out);
+    }
+  }
+
+  void finish(std::size_t panel, std::int64_t m, float* first, float* second) const {
+    const PanelLayout::Panel& to = layout_.panels[panel];
+    const float* bias = layout_.bias.data() + panel * static_cast<std::size_t>(kWidth);
+    for (std::int64_t n = 0; n < kWidth; ++n) first[n] += bias[n];
+    const std::size_t output = layout_.epilogue.kind == EpilogueKind::gated ? 0 : to.part;
+    float* y = y_[output].f32_row(m) + to.first;
+    if (layout_.epilogue.kind == EpilogueKind::residual) {
+      const float* residual = residual_.f32_row(m) + to.first;
+      for (std::int64_t n = 0; n < to.count; ++n) y[n] = residual[n] + first[n];
+      return;
+    }
+    if (layout_.epilogue.kind == EpilogueKind::gated) {
+      for (std::int64_t n = 0; n < kWidth; ++n) second[n] += bias[kWidth + n];
+      activate(first, second);
+    }
+    std::copy(first, first + to.count, y);
+  }
+
+  // gate = act(gate) * up
+  void activate(float* gate, const float* up) const {
+    switch (layout_.epilogue.activation) {
+      case ActivationKind::silu: functions_.gated_sigmoid(gate, up, kWidth, false, gate); break;
+      case ActivationKind::gelu_tanh: functions_.gated_sigmoid(gate, up, kWidth, true, gate); break;
+      case ActivationKind::relu:
+        for (std::int64_t n = 0; n < kWidth; ++n) gate[n] = std::max(gate[n], 0.0f) * up[n];
+        break;
+      case ActivationKind::gelu:
+        // erfc keeps its digits where 1 + erf would lose them; 0.70710678 is sqrt(1/2).
+        for (std::int64_t n = 0; n < kWidth; ++n) gate[n] *= 0.5f * std::erfc(-gate[n] * 0.70710678f) * up[n];
+        break;
+    }
+  }
+
+  const PanelLayout& layout_;
+  PanelSource source_;
+  bool scratch_;
+  panels::Functions functions_;
+  std::int64_t rows_;
+  MatrixRef x_;
+  const float* norm_weight_;
+  std::vector<MatrixRef> y_;
+  MatrixRef residual_;
+  std::byte* workspace_;
+  bool bf16_inputs_ = false;
+  bool prepares_ = false;
+};
+
+}  // namespace
+
+PanelLayout::PanelLayout(const LinearSite& site)
+    : prologue(site.prologue), epilogue(site.epilogue), bf16(site.compute == DType::bf16), inputs(site.in_features()) {
+  panel_bytes = bf16 ? round_up(inputs, kPad) * kWidth * 2 : inputs * kWidth * 4;
+  const auto add = [&](std::size_t part, std::int64_t first) {
+    panels.push_back({part, first, std::min(kWidth, site.parts[part].out_features - first)});
+  };
+  if (epilogue.kind == EpilogueKind::gated) {
+    step = 2;
+    for (std::int64_t n = 0; n < site.parts[0].out_features; n += kWidth) {
+      add(0, n);
+      add(1, n);
+    }
+  } else {
+    for (std::size_t part = 0; part < site.parts.size(); ++part) {
+      for (std::int64_t n = 0; n < site.parts[part].out_features; n += kWidth) add(part, n);
+    }
+  }
+  bias.assign(panels.size() * static_cast<std::size_t>(kWidth), 0.0f);
+}
+
+void PanelLayout::set_bias(std::span<const LinearTensors> tensors) {
+  std::vector<std::vector<float>> biases;
+  for (const LinearTensors& part : tensors) biases.push_back(bias_of(part));
+  for (std::size_t i = 0; i < panels.size(); ++i) {
+    const std::vector<float>& from = biases[panels[i].part];
+    if (!from.empty()) std::copy_n(from.begin() + panels[i].first, panels[i].count, bias.begin() + static_cast<std::ptrdiff_t>(i) * kWidth);
+  }
+}
+
+void write_panel(const PanelLayout& layout, const float* rows, std::int64_t count, std::byte* panel) {
+  std::memset(panel, 0, static_cast<std::size_t>(layout.panel_bytes));
+  for (std::int64_t n = 0; n < count; ++n) {
+    const float* row = rows + n * layout.inputs;
+    if (layout.bf16) {
+      auto* to = reinterpret_cast<std::uint16_t*>(panel) + 2 * n;
+      for (std::int64_t k = 0; k < layout.inputs; ++k) to[k / 2 * 2 * kWidth + k % 2] = float_to_bf16(row[k]);
+    } else {
+      auto* to = reinterpret_cast<float*>(panel) + n;
+      for (std::int64_t k = 0; k < layout.inputs; ++k) to[k * kWidth] = row[k];
+    }
+  }
+}
+
+std::size_t panels_workspace(const LinearSite& site, std::int64_t rows, bool scratch) {
+  std::size_t bytes = prepared_bytes(site.in_features(), rows);
+  if (scratch) {
+    const PanelLayout layout(site);
+    bytes += static_cast<std::size_t>(ThreadPool::instance().threads()) * layout.step * static_cast<std::size_t>(layout.panel_bytes);
+  }
+  return bytes;
+}
+
+void run_panels(const PanelLayout& layout, PanelSource source, bool scratch, const LinearArgs& args, CpuStream& stream) {
+  const auto call = std::make_shared<const Call>(layout, std::move(source), scratch, args);
+  if (call->prepares_first()) stream.parallel([call](int thread, int threads) { call->prepare(thread, threads); });
+  stream.parallel([call](int thread, int threads) { call->multiply(thread, threads); });
+}
+
+}  // namespace nibble
