@@ -14,9 +14,10 @@ namespace {
 // 512 keys split evenly over two threads, long enough that merging (one pass over head_dim) costs below 1% of it.
 constexpr std::int64_t kChunk = 128;
 
-const AttentionKernel& kernel_for(const OpTable& ops, DType dtype) {
-  if (dtype == DType::f32) return ops.attention_f32;
-  return dtype == DType::f16 ? ops.attention_f16 : ops.attention_bf16;
+const AttentionKernel& kernel_for(const OpTable& active, const KvView& cache) {
+  const OpTable& ops = cache.head_dim % 8 == 0 ? active : scalar_op_table();
+  if (cache.dtype == DType::f32) return ops.attention_f32;
+  return cache.dtype == DType::f16 ? ops.attention_f16 : ops.attention_bf16;
 }
 
 // What both phases share.
@@ -32,7 +33,7 @@ struct Setup {
   Setup(const AttentionArgs& a, const OpTable& table)
       : args(a),
         ops(table),
-        kernel(kernel_for(table, a.cache.dtype)),
+        kernel(kernel_for(table, a.cache)),
         group(a.heads / a.cache.kv_heads),
         acc_stride(round_up<std::int64_t>(a.cache.head_dim, 16)),
         factor(a.softcap > 0 ? a.scale / a.softcap : a.scale * std::numbers::log2e_v<float>),

@@ -5,7 +5,10 @@
 namespace nibble::cpu {
 
 const OpTable& active_op_table() {
-  return pick<const OpTable&()>({{Isa::scalar, scalar_op_table}})();
+  return pick<const OpTable&()>({{Isa::scalar, scalar_op_table},
+                                 {Isa::avx2, avx2_op_table},
+                                 {Isa::avx512, avx512_op_table},
+                                 {Isa::avx512bf16, avx512bf16_op_table}})();
 }
 
 }  // namespace nibble::cpu

@@ -85,9 +85,13 @@ struct OpTable {
   double (*exp_weights)(float* x, std::int64_t n, float max, float inverse_temperature);
 };
 
-/// The table of the best instruction set that active_isa() allows. head_dims that are not multiples of 8 need the scalar
-/// attention: op_table(Isa::scalar).
+/// The table of the best instruction set that active_isa() allows.
 const OpTable& active_op_table();
+
+/// The tables by instruction set. The attention of all but the scalar one takes head_dims that are multiples of 8.
 const OpTable& scalar_op_table();
+const OpTable& avx2_op_table();
+const OpTable& avx512_op_table();
+const OpTable& avx512bf16_op_table();
 
 }  // namespace nibble::cpu

@@ -1,0 +1,335 @@
+// The small ops over the registers of simd_avx2.h or simd_avx512.h, one of which is included before. Everything is in an
+// unnamed namespace and calls nothing of the standard library: each unit has its own copy, compiled for its processor.
+#pragma once
+
+#include "ops/cpu/op_table.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nibble::cpu {
+namespace {
+
+using Reg = Vec::Reg;
+constexpr float kLog2E = 1.44269504f;
+
+// 2^x by x = floor + fraction and a polynomial on [0, 1), minimax in the relative error with 2^0 = 1 exactly (found by the
+// Remez exchange): 8.3e-8, below 2.1e-7 with the rounding of the sum. 0 for x below -126 or so, NaN for NaN.
+inline Reg exp2(Reg x) {
+  const Vec::Split s = Vec::split_clamped(x);
+  Reg p = Vec::fma(Vec::set1(0.001867130072f), s.fraction, Vec::set1(0.009017030316f));
+  p = Vec::fma(p, s.fraction, Vec::set1(0.05579991311f));
+  p = Vec::fma(p, s.fraction, Vec::set1(0.2401644502f));
+  p = Vec::fma(p, s.fraction, Vec::set1(0.6931513118f));
+  p = Vec::fma(p, s.fraction, Vec::set1(1));
+  return Vec::scale(p, s.floor, x);
+}
+
+// The same with three terms: relative error 8.6e-5, for values that are then rounded to bf16 (2e-3).
+inline Reg exp2_coarse(Reg x) {
+  const Vec::Split s = Vec::split_clamped(x);
+  Reg p = Vec::fma(Vec::set1(0.077067042f), s.fraction, Vec::set1(0.2276449912f));
+  p = Vec::fma(p, s.fraction, Vec::set1(0.6951167864f));
+  p = Vec::fma(p, s.fraction, Vec::set1(1));
+  return Vec::scale(p, s.floor, x);
+}
+
+// 1 / (1 + 2^-x). The power is kept below 2^100, so that its reciprocal is one of a finite number.
+inline Reg sigmoid2(Reg x) {
+  const Reg minus = Vec::min(Vec::set1(100), Vec::sub(Vec::zero(), x));
+  return Vec::reciprocal(Vec::add(Vec::set1(1), exp2(minus)));
+}
+
+// tanh(x) = 2 / (1 + e^-2x) - 1, to 1e-7 absolute.
+inline Reg tanh(Reg x) {
+  return Vec::fma(Vec::set1(2), sigmoid2(Vec::mul(x, Vec::set1(2 * kLog2E))), Vec::set1(-1));
+}
+
+// Calls body(offset, lanes) for each register of n elements; the last may be partial.
+template <typename Body>
+inline void for_registers(std::int64_t n, const Body& body) {
+  std::int64_t i = 0;
+  for (; i + Vec::kLanes <= n; i += Vec::kLanes) body(i, std::int64_t{Vec::kLanes});
+  if (i < n) body(i, n - i);
+}
+
+inline Reg load_some(const float* p, std::int64_t lanes) {
+  return lanes == Vec::kLanes ? Vec::load(p) : Vec::load_part(p, lanes);
+}
+inline void store_some(float* p, std::int64_t lanes, Reg x) {
+  if (lanes == Vec::kLanes) {
+    Vec::store(p, x);
+  } else {
+    Vec::store_part(p, lanes, x);
+  }
+}
+
+void embed(const void* row, DType dtype, float scale, std::int64_t n, float* y) {
+  const Reg factor = Vec::set1(scale);
+  if (dtype == DType::f32) {
+    const float* x = static_cast<const float*>(row);
+    for_registers(n, [&](std::int64_t i, std::int64_t lanes) { store_some(y + i, lanes, Vec::mul(load_some(x + i, lanes), factor)); });
+    return;
+  }
+  const std::uint16_t* x = static_cast<const std::uint16_t*>(row);
+  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+    std::uint16_t part[Vec::kLanes] = {};
+    const std::uint16_t* from = x + i;
+    if (lanes < Vec::kLanes) {
+      for (std::int64_t j = 0; j < lanes; ++j) part[j] = from[j];
+      from = part;
+    }
+    store_some(y + i, lanes, Vec::mul(dtype == DType::f16 ? Vec::from_half(from) : Vec::from_bf16(from), factor));
+  });
+}
+
+// Four chains, so that an addition need not wait for the one before.
+template <typename Term>
+inline float sum_of(std::int64_t n, const Term& term) {
+  Reg a = Vec::zero();
+  Reg b = Vec::zero();
+  Reg c = Vec::zero();
+  Reg d = Vec::zero();
+  std::int64_t i = 0;
+  for (; i + 4 * Vec::kLanes <= n; i += 4 * Vec::kLanes) {
+    a = term(a, i, std::int64_t{Vec::kLanes});
+    b = term(b, i + Vec::kLanes, std::int64_t{Vec::kLanes});
+    c = term(c, i + 2 * Vec::kLanes, std::int64_t{Vec::kLanes});
+    d = term(d, i + 3 * Vec::kLanes, std::int64_t{Vec::kLanes});
+  }
+  for (; i < n; i += Vec::kLanes) a = term(a, i, n - i < Vec::kLanes ? n - i : std::int64_t{Vec::kLanes});
+  return Vec::sum(Vec::add(Vec::add(a, b), Vec::add(c, d)));
+}
+
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t n, float* y) {
+  const float squares = sum_of(n, [x](Reg sum, std::int64_t i, std::int64_t lanes) {
+    const Reg v = load_some(x + i, lanes);
+    return Vec::fma(v, v, sum);
+  });
+  const Reg factor = Vec::set1(1 / __builtin_sqrtf(squares / static_cast<float>(n) + eps));
+  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+    Reg v = Vec::mul(load_some(x + i, lanes), factor);
+    if (weight != nullptr) v = Vec::mul(v, load_some(weight + i, lanes));
+    store_some(y + i, lanes, v);
+  });
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, std::int64_t n, float* y) {
+  const float mean = sum_of(n, [x](Reg sum, std::int64_t i, std::int64_t lanes) { return Vec::add(sum, load_some(x + i, lanes)); }) /
+                     static_cast<float>(n);
+  const Reg center = Vec::set1(mean);
+  const float squares = sum_of(n, [x, center](Reg sum, std::int64_t i, std::int64_t lanes) {
+    Reg v = Vec::sub(load_some(x + i, lanes), center);
+    // Lanes past the end count as 0, not as -mean.
+    if (lanes < Vec::kLanes) {
+      float part[Vec::kLanes];
+      Vec::store(part, v);
+      v = Vec::load_part(part, lanes);
+    }
+    return Vec::fma(v, v, sum);
+  });
+  const Reg factor = Vec::set1(1 / __builtin_sqrtf(squares / static_cast<float>(n) + eps));
+  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+    Reg v = Vec::mul(Vec::sub(load_some(x + i, lanes), center), factor);
+    if (weight != nullptr) v = Vec::mul(v, load_some(weight + i, lanes));
+    if (bias != nullptr) v = Vec::add(v, load_some(bias + i, lanes));
+    store_some(y + i, lanes, v);
+  });
+}
+
+void rotate(float* head, const float* cosines, const float* sines, std::int64_t pairs, bool interleaved) {
+  if (interleaved) {
+    for (std::int64_t i = 0; i < pairs; ++i) {
+      const float a = head[2 * i];
+      const float b = head[2 * i + 1];
+      head[2 * i] = a * cosines[i] - b * sines[i];
+      head[2 * i + 1] = b * cosines[i] + a * sines[i];
+    }
+    return;
+  }
+  for_registers(pairs, [&](std::int64_t i, std::int64_t lanes) {
+    const Reg a = load_some(head + i, lanes);
+    const Reg b = load_some(head + pairs + i, lanes);
+    const Reg c = load_some(cosines + i, lanes);
+    const Reg s = load_some(sines + i, lanes);
+    store_some(head + i, lanes, Vec::sub(Vec::mul(a, c), Vec::mul(b, s)));
+    store_some(head + pairs + i, lanes, Vec::fma(a, s, Vec::mul(b, c)));
+  });
+}
+
+inline Reg silu(Reg x) { return Vec::mul(x, sigmoid2(Vec::mul(x, Vec::set1(kLog2E)))); }
+
+// x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), with erfc by formula 7.1.26 of Abramowitz and Stegun's Handbook of
+// Mathematical Functions: absolute error of erfc 1.5e-7, and no cancellation for negative x.
+inline Reg gelu(Reg x) {
+  const Reg magnitude = Vec::abs(x);
+  const Reg z = Vec::mul(magnitude, Vec::set1(0.707106781f));
+  const Reg t = Vec::reciprocal(Vec::fma(Vec::min(Vec::set1(1e6f), z), Vec::set1(0.3275911f), Vec::set1(1)));
+  Reg p = Vec::fma(Vec::set1(1.061405429f), t, Vec::set1(-1.453152027f));
+  p = Vec::fma(p, t, Vec::set1(1.421413741f));
+  p = Vec::fma(p, t, Vec::set1(-0.284496736f));
+  p = Vec::fma(p, t, Vec::set1(0.254829592f));
+  const Reg power = exp2(Vec::mul(Vec::mul(z, z), Vec::set1(-kLog2E)));
+  const Reg erfc = Vec::mul(Vec::mul(p, t), power);
+  // Beyond 1e6 erfc is 0, and so must its product with an infinite x be.
+  const Reg half = Vec::mul(Vec::min(Vec::set1(1e6f), magnitude), Vec::set1(0.5f));
+  return Vec::sub(Vec::max(Vec::zero(), x), Vec::mul(half, erfc));
+}
+
+// 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+inline Reg gelu_tanh(Reg x) {
+  const Reg cubic = Vec::fma(Vec::mul(Vec::mul(x, x), Vec::set1(0.044715f)), x, x);
+  return Vec::mul(x, sigmoid2(Vec::mul(cubic, Vec::set1(2 * 0.7978845608f * kLog2E))));
+}
+
+template <typename Activation>
+inline void gated_by(const Activation& activation, const float* gate, const float* up, std::int64_t n, float* y) {
+  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+    store_some(y + i, lanes, Vec::mul(activation(load_some(gate + i, lanes)), load_some(up + i, lanes)));
+  });
+}
+
+void gated(ActivationKind kind, const float* gate, const float* up, std::int64_t n, float* y) {
+  switch (kind) {
+    case ActivationKind::silu:
+      return gated_by([](Reg x) { return silu(x); }, gate, up, n, y);
+    case ActivationKind::gelu:
+      return gated_by([](Reg x) { return gelu(x); }, gate, up, n, y);
+    case ActivationKind::gelu_tanh:
+      return gated_by([](Reg x) { return gelu_tanh(x); }, gate, up, n, y);
+    case ActivationKind::relu:
+      return gated_by([](Reg x) { return Vec::max(Vec::zero(), x); }, gate, up, n, y);
+  }
+}
+
+void add(const float* a, const float* b, std::int64_t n, float* y) {
+  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+    store_some(y + i, lanes, Vec::add(load_some(a + i, lanes), load_some(b + i, lanes)));
+  });
+}
+
+std::int64_t argmax(const float* x, std::int64_t n, float* value) {
+  const float lowest = -__builtin_inff();
+  Reg best = Vec::set1(lowest);
+  std::int64_t i = 0;
+  // NaN is the first operand's: max keeps the second.
+  for (; i + Vec::kLanes <= n; i += Vec::kLanes) best = Vec::max(Vec::load(x + i), best);
+  float largest = Vec::largest(best);
+  for (; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  *value = largest;
+  const Reg wanted = Vec::set1(largest);
+  for (i = 0; i + Vec::kLanes <= n; i += Vec::kLanes) {
+    const unsigned hits = Vec::equal(Vec::load(x + i), wanted);
+    if (hits != 0) return i + __builtin_ctz(hits);
+  }
+  for (; i < n; ++i) {
+    if (x[i] == largest) return i;
+  }
+  return -1;
+}
+
+double exp_weights(float* x, std::int64_t n, float max, float inverse_temperature) {
+  const Reg top = Vec::set1(max);
+  const Reg factor = Vec::set1(inverse_temperature * kLog2E);
+  Vec::DoubleSum sum;
+  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+    // NaN is the first operand's: max keeps the 0.
+    const Reg w = Vec::max(exp2(Vec::mul(Vec::sub(load_some(x + i, lanes), top), factor)), Vec::zero());
+    store_some(x + i, lanes, w);
+    sum.add(load_some(x + i, lanes));
+  });
+  return sum.total();
+}
+
+// One row of one head as words of the cache: floats, halves or pairs of bf16 dimensions.
+void store_k_row(DType dtype, const float* k, std::int64_t head_dim, std::byte* plane, std::int64_t token) {
+  constexpr std::int64_t kBlock = 16;
+  const std::int64_t block = token / kBlock * head_dim * kBlock;
+  const std::int64_t lane = token % kBlock;
+  if (dtype == DType::f32) {
+    float* to = reinterpret_cast<float*>(plane) + block + lane;
+    for (std::int64_t d = 0; d < head_dim; ++d) to[d * kBlock] = k[d];
+    return;
+  }
+  alignas(64) std::uint16_t row[kMaxHeadDim];
+  if (dtype == DType::f16) {
+    for (std::int64_t d = 0; d < head_dim; d += Vec::kLanes) {
+      const std::int64_t lanes = head_dim - d < Vec::kLanes ? head_dim - d : std::int64_t{Vec::kLanes};
+      Vec::to_half(row + d, load_some(k + d, lanes));
+    }
+    std::uint16_t* to = reinterpret_cast<std::uint16_t*>(plane) + block + lane;
+    for (std::int64_t d = 0; d < head_dim; ++d) to[d * kBlock] = row[d];
+    return;
+  }
+  alignas(64) std::uint32_t words[kMaxHeadDim];
+  for (std::int64_t d = 0; d < head_dim; d += Vec::kLanes) {
+    const std::int64_t lanes = head_dim - d < Vec::kLanes ? head_dim - d : std::int64_t{Vec::kLanes};
+    Vec::store_bf16_words(words + d, load_some(k + d, lanes));
+  }
+  std::uint32_t* to = reinterpret_cast<std::uint32_t*>(plane) + block / 2 + lane;
+  for (std::int64_t d = 0; d < head_dim; d += 2) to[d / 2 * kBlock] = words[d] | (words[d + 1] << 16);
+}
+
+void store_k(DType dtype, const float* k, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim, std::byte* plane,
+             std::int64_t token) {
+  constexpr std::int64_t kBlock = 16;
+  if (tokens != kBlock || token % kBlock != 0) {
+    for (std::int64_t t = 0; t < tokens; ++t) store_k_row(dtype, k + t * stride, head_dim, plane, token + t);
+    return;
+  }
+  // A whole block: a register of one dimension of several tokens at a time.
+  const std::int64_t block = token * head_dim;
+  for (std::int64_t lane = 0; lane < kBlock; lane += Vec::kLanes) {
+    const float* from = k + lane * stride;
+    for (std::int64_t d = 0; d < head_dim; d += dtype == DType::bf16 ? 2 : 1) {
+      const Reg x = Vec::gather(from + d, stride);
+      if (dtype == DType::f32) {
+        Vec::store(reinterpret_cast<float*>(plane) + block + d * kBlock + lane, x);
+      } else if (dtype == DType::f16) {
+        Vec::to_half(reinterpret_cast<std::uint16_t*>(plane) + block + d * kBlock + lane, x);
+      } else {
+        Vec::store_bf16_pairs(reinterpret_cast<std::uint16_t*>(plane) + block + d * kBlock + 2 * lane, x,
+                              Vec::gather(from + d + 1, stride));
+      }
+    }
+  }
+}
+
+void store_v(DType dtype, const float* v, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim, std::byte* plane,
+             std::int64_t token) {
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const float* from = v + t * stride;
+    if (dtype == DType::f32) {
+      float* to = reinterpret_cast<float*>(plane) + (token + t) * head_dim;
+      for_registers(head_dim, [&](std::int64_t d, std::int64_t lanes) { store_some(to + d, lanes, load_some(from + d, lanes)); });
+      continue;
+    }
+    if (dtype == DType::f16) {
+      std::uint16_t* to = reinterpret_cast<std::uint16_t*>(plane) + (token + t) * head_dim;
+      for_registers(head_dim, [&](std::int64_t d, std::int64_t lanes) {
+        alignas(64) std::uint16_t part[Vec::kLanes];
+        Vec::to_half(part, load_some(from + d, lanes));
+        for (std::int64_t j = 0; j < lanes; ++j) to[d + j] = part[j];
+      });
+      continue;
+    }
+    std::uint16_t* to = reinterpret_cast<std::uint16_t*>(plane) + (token + t) / 2 * 2 * head_dim;
+    const bool pair = (token + t) % 2 == 0 && t + 1 < tokens && head_dim % Vec::kLanes == 0;
+    if (pair) {
+      for (std::int64_t d = 0; d < head_dim; d += Vec::kLanes) {
+        Vec::store_bf16_pairs(to + 2 * d, Vec::load(from + d), Vec::load(from + stride + d));
+      }
+      ++t;
+      continue;
+    }
+    // The other token of the pair may be another thread's: only this one's halves are written.
+    for_registers(head_dim, [&](std::int64_t d, std::int64_t lanes) {
+      alignas(64) std::uint32_t words[Vec::kLanes];
+      Vec::store_bf16_words(words, load_some(from + d, lanes));
+      for (std::int64_t j = 0; j < lanes; ++j) to[2 * (d + j) + (token + t) % 2] = static_cast<std::uint16_t>(words[j]);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cpu
