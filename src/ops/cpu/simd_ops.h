@@ -40,6 +40,10 @@ inline Reg sigmoid2(Reg x) {
   return Vec::reciprocal(Vec::add(Vec::set1(1), exp2(minus)));
 }
 
+// x * 1 / (1 + 2^-z), for z of x's sign and at least as large from -1e4 down, where the product is 0: there sigmoid2 no
+// longer falls, and must not meet the whole of x.
+inline Reg times_sigmoid2(Reg x, Reg z) { return Vec::mul(Vec::max(Vec::set1(-1e4f), x), sigmoid2(z)); }
+
 // tanh(x) = 2 / (1 + e^-2x) - 1, to 1e-7 absolute.
 inline Reg tanh(Reg x) {
   return Vec::fma(Vec::set1(2), sigmoid2(Vec::mul(x, Vec::set1(2 * kLog2E))), Vec::set1(-1));
@@ -157,7 +161,7 @@ void rotate(float* head, const float* cosines, const float* sines, std::int64_t 
   });
 }
 
-inline Reg silu(Reg x) { return Vec::mul(x, sigmoid2(Vec::mul(x, Vec::set1(kLog2E)))); }
+inline Reg silu(Reg x) { return times_sigmoid2(x, Vec::mul(x, Vec::set1(kLog2E))); }
 
 // x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), with erfc by formula 7.1.26 of Abramowitz and Stegun's Handbook of
 // Mathematical Functions: absolute error of erfc 1.5e-7, and no cancellation for negative x.
@@ -179,7 +183,7 @@ inline Reg gelu(Reg x) {
 // 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
 inline Reg gelu_tanh(Reg x) {
   const Reg cubic = Vec::fma(Vec::mul(Vec::mul(x, x), Vec::set1(0.044715f)), x, x);
-  return Vec::mul(x, sigmoid2(Vec::mul(cubic, Vec::set1(2 * 0.7978845608f * kLog2E))));
+  return times_sigmoid2(x, Vec::mul(cubic, Vec::set1(2 * 0.7978845608f * kLog2E)));
 }
 
 template <typename Activation>
