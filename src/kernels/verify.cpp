@@ -134,9 +134,14 @@ std::vector<Product> products(const Inputs& in, const LinearTensors& tensors, co
   std::vector<Product> out;
   for (std::size_t r = 0; r < in.x.size(); ++r) {
     double sum = 0;
-    for (std::size_t i = 0; i < k; ++i) sum += in.x[r][i] * static_cast<double>(w[i]);
+    double terms = 0;
+    for (std::size_t i = 0; i < k; ++i) {
+      const double term = in.x[r][i] * static_cast<double>(w[i]);
+      sum += term;
+      terms += term * term;
+    }
     if (!bias.empty()) sum += static_cast<double>(bias[static_cast<std::size_t>(n)]);
-    out.push_back({sum, in.norm[r] * unit});
+    out.push_back({sum, in.norm[r] * unit + std::sqrt(terms)});
   }
   return out;
 }
