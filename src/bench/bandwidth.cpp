@@ -88,7 +88,9 @@ ReadBandwidth measure_read_bandwidth(std::size_t footprint, double seconds) {
 
 std::size_t memory_footprint() {
   constexpr std::size_t kLeast = std::size_t{256} << 20;
-  const std::size_t wanted = std::max(kLeast, 8 * last_level_cache_bytes());
+  // Getting more pages from the system takes longer (seconds a GB, on some virtual machines) than measuring with them.
+  constexpr std::size_t kMost = std::size_t{1} << 30;
+  const std::size_t wanted = std::clamp(8 * last_level_cache_bytes(), kLeast, kMost);
   const std::size_t available = std::min(available_memory(), usable_memory_bytes());
   return std::max(kLeast, std::min(wanted, available / 4));
 }

@@ -17,8 +17,8 @@ struct ReadBandwidth {
 /// weights of kernels are. The best pass counts: others were disturbed. Throws Error when there is not so much memory.
 ReadBandwidth measure_read_bandwidth(std::size_t footprint, double seconds);
 
-/// A footprint well beyond the caches: 8 times the last level, but no more than a quarter of what memory is free now, nor
-/// less than 256 MiB.
+/// A footprint beyond the caches: 8 times the last level, at least 256 MiB and at most 1 GiB, nor more than a quarter of the
+/// memory that is free now. (A virtual machine may name a last level of which it has but a share.)
 std::size_t memory_footprint();
 
 }  // namespace nibble

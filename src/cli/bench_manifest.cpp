@@ -1,0 +1,91 @@
+#include "cli/bench_manifest.h"
+
+#include "core/cpu.h"
+#include "core/file.h"
+#include "core/thread_pool.h"
+#include "formats/checkpoint.h"
+#include "formats/quant_config.h"
+
+#include <nlohmann/json.hpp>
+#include <sys/utsname.h>
+
+#include <ctime>
+#include <set>
+
+namespace nibble {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// The words of the command line, as the system has them.
+std::vector<std::string> command_line() {
+  constexpr std::size_t kLongest = std::size_t{4} << 20;
+  const std::string text = read_text_file("/proc/self/cmdline", kLongest);
+  std::vector<std::string> out;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find('\0', begin), text.size());
+    out.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return out;
+}
+
+Json machine() {
+  utsname system{};
+  uname(&system);
+  std::vector<std::string> sets;
+  for (const Isa isa : supported_isas()) sets.emplace_back(name_of(isa));
+  return {{"cpu", cpu_model()},
+          {"cpus", usable_cpus()},
+          {"threads", ThreadPool::instance().threads()},
+          {"isa", name_of(active_isa())},
+          {"supported_isas", sets},
+          {"last_level_cache_bytes", last_level_cache_bytes()},
+          {"memory_bytes", usable_memory_bytes()},
+          {"system", std::string(system.sysname) + " " + system.release}};
+}
+
+Json model_of(const BenchSystem& system) {
+  const Checkpoint checkpoint(system.folder);
+  Json out = {{"model", system.model}, {"folder", system.folder}, {"hash", checkpoint.hash()}, {"tensor_bytes", checkpoint.total_bytes()}};
+  if (const auto quant = find_quant_config(system.folder)) out["quantization"] = quant->to_json();
+  return out;
+}
+
+}  // namespace
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts);
+  return text;
+}
+
+std::string bench_manifest(const BenchSweep& sweep, const ReadBandwidth& memory, const std::string& started,
+                           const std::string& protocol) {
+  Json out;
+  out["started"] = started;
+  out["command"] = command_line();
+  out["protocol"] = protocol;
+  out["machine"] = machine();
+  out["machine"]["memory_bandwidth"] = {{"bytes_per_second", memory.bytes_per_second},
+                                        {"footprint_bytes", memory.footprint},
+                                        {"threads", memory.threads},
+                                        {"passes", memory.passes}};
+  out["build"] = {{"version", NIBBLE_VERSION},
+                  {"compiler", NIBBLE_COMPILER},
+                  {"flags", NIBBLE_FLAGS},
+                  {"build_type", NIBBLE_BUILD_TYPE},
+                  {"commit", NIBBLE_COMMIT}};
+  out["models"] = Json::array();
+  std::set<std::string> seen;
+  for (const BenchSystem& system : sweep.systems) {
+    if (seen.insert(system.folder).second) out["models"].push_back(model_of(system));
+  }
+  out["seed"] = sweep.base.seed;
+  return out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace nibble
