@@ -62,7 +62,7 @@ void write_all(int fd, std::span<const std::byte> bytes, const std::filesystem::
 }  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
-  struct stat info {};
+  struct stat info{};
   const Descriptor fd(open_to_read(path, info));
   if (!S_ISREG(info.st_mode)) fail("cannot read {}: it is not a regular file", path.string());
   size_ = static_cast<std::size_t>(info.st_size);
@@ -103,7 +103,7 @@ void MappedFile::drop(std::span<const std::byte> part) const {
 }
 
 std::string read_text_file(const std::filesystem::path& path, std::size_t limit) {
-  struct stat info {};
+  struct stat info{};
   const Descriptor fd(open_to_read(path, info));
   if (S_ISREG(info.st_mode) && static_cast<std::size_t>(info.st_size) > limit) {
     fail("{} has {} bytes, more than the {} that such a file may have", path.string(), info.st_size, limit);
@@ -124,7 +124,7 @@ std::string read_text_file(const std::filesystem::path& path, std::size_t limit)
 }
 
 AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
-  struct stat info {};
+  struct stat info{};
   if (::stat(path_.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
     if (S_ISDIR(info.st_mode)) fail("cannot write {}: it is a folder", path_.string());
     // A pipe or a device (/dev/stdout) cannot be replaced by renaming: it is written to directly.

@@ -67,14 +67,15 @@ void Progress::update(std::int64_t done, std::string_view detail) {
   // Ten drawings a second look smooth and cost nothing.
   if (state_->visible && done < state_->total && now - state_->drawn < std::chrono::milliseconds(100)) return;
   state_->drawn = now;
-  const double share = state_->total <= 0 ? 1.0 : std::clamp(static_cast<double>(done) / static_cast<double>(state_->total), 0.0, 1.0);
+  const double share =
+      state_->total <= 0 ? 1.0 : std::clamp(static_cast<double>(done) / static_cast<double>(state_->total), 0.0, 1.0);
   constexpr int kBarWidth = 24;
   const int filled = static_cast<int>(share * kBarWidth);
   const double taken = state_->seconds();
   const std::string left = share > 0 ? duration(taken / share - taken) + " left" : "";
-  std::string line = fmt::format("{} [{}{}] {:3.0f}% {}/{} {} {}", state_->label, std::string(static_cast<std::size_t>(filled), '#'),
-                                 std::string(static_cast<std::size_t>(kBarWidth - filled), '.'), share * 100, done, state_->total,
-                                 left, detail);
+  std::string line = fmt::format(
+      "{} [{}{}] {:3.0f}% {}/{} {} {}", state_->label, std::string(static_cast<std::size_t>(filled), '#'),
+      std::string(static_cast<std::size_t>(kBarWidth - filled), '.'), share * 100, done, state_->total, left, detail);
   // A line that wraps could not be erased.
   line.resize(std::min(line.size(), static_cast<std::size_t>(terminal_columns() - 1)));
   std::fputs(("\r" + line + "\x1b[K").c_str(), stderr);

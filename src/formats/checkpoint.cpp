@@ -3,8 +3,8 @@
 #include "core/checked.h"
 #include "formats/json.h"
 
-#include <nlohmann/json.hpp>
 #include <xxhash.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <map>
@@ -25,12 +25,15 @@ bool is_file(const fs::path& path) {
   return fs::is_regular_file(path, ignored);
 }
 
-/// A path from an index or a config that must stay inside the folder. Links are followed: the hub's cache is made of them.
+/// A path from an index or a config that must stay inside the folder. Links are followed: the hub's cache is made of
+/// them.
 fs::path inside(const fs::path& folder, const std::string& name, std::string_view where) {
   const fs::path relative(name);
-  const bool escapes = relative.is_absolute() || std::any_of(relative.begin(), relative.end(), [](const fs::path& part) { return part == ".."; });
+  const bool escapes = relative.is_absolute() ||
+                       std::any_of(relative.begin(), relative.end(), [](const fs::path& part) { return part == ".."; });
   if (name.empty() || escapes || name.find('\0') != std::string::npos) {
-    fail("{} names the weight file {}, which is not inside of {}", where, nlohmann::json(name).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace), folder.string());
+    fail("{} names the weight file {}, which is not inside of {}", where,
+         nlohmann::json(name).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace), folder.string());
   }
   return relative;
 }
@@ -39,14 +42,15 @@ fs::path inside(const fs::path& folder, const std::string& name, std::string_vie
 std::vector<std::string> listing(const fs::path& folder) {
   std::error_code error;
   std::vector<std::string> names;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) names.push_back(entry.path().filename().string());
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error))
+    names.push_back(entry.path().filename().string());
   if (error) fail("cannot read the folder {}: {}", folder.string(), error.message());
   std::sort(names.begin(), names.end());
   return names;
 }
 
-/// Base names that a GPTQ configuration in this folder implies, best first. Values that make no sense imply nothing here;
-/// reading the configuration itself reports them.
+/// Base names that a GPTQ configuration in this folder implies, best first. Values that make no sense imply nothing
+/// here; reading the configuration itself reports them.
 std::vector<std::string> gptq_base_names(const fs::path& folder) {
   std::vector<std::string> bases;
   const auto add_from = [&bases](const nlohmann::json& config) {
@@ -56,7 +60,8 @@ std::vector<std::string> gptq_base_names(const fs::path& folder) {
     }
     const auto bits = config.find("bits");
     const auto group_size = config.find("group_size");
-    if (bits != config.end() && bits->is_number_integer() && group_size != config.end() && group_size->is_number_integer()) {
+    if (bits != config.end() && bits->is_number_integer() && group_size != config.end() &&
+        group_size->is_number_integer()) {
       bases.push_back(fmt::format("gptq_model-{}bit-{}g", bits->get<std::int64_t>(), group_size->get<std::int64_t>()));
     }
   };
@@ -116,11 +121,17 @@ WeightFiles find_weight_files(const fs::path& folder) {
   }
   if (candidates.size() == 1) return {{candidates.front()}, {}};
   if (candidates.size() > 1) {
-    fail("{} has several weight files ({}) and no model.safetensors.index.json that says which belong to the model", folder.string(), shorten_list(candidates));
+    fail("{} has several weight files ({}) and no model.safetensors.index.json that says which belong to the model",
+         folder.string(), shorten_list(candidates));
   }
-  const bool pickled = std::any_of(all.begin(), all.end(), [](const std::string& n) { return n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".pth"); });
-  fail("{} has no safetensors file (expected model.safetensors, model.safetensors.index.json or gptq_model-*.safetensors; it has {}){}",
-       folder.string(), shorten_list(all), pickled ? "; pickled weights (.bin, .pt) are not read: convert them to safetensors first" : "");
+  const bool pickled = std::any_of(all.begin(), all.end(), [](const std::string& n) {
+    return n.ends_with(".bin") || n.ends_with(".pt") || n.ends_with(".pth");
+  });
+  fail(
+      "{} has no safetensors file (expected model.safetensors, model.safetensors.index.json or "
+      "gptq_model-*.safetensors; it has {}){}",
+      folder.string(), shorten_list(all),
+      pickled ? "; pickled weights (.bin, .pt) are not read: convert them to safetensors first" : "");
 }
 
 struct Checkpoint::Impl {
@@ -188,13 +199,16 @@ struct Checkpoint::Impl {
 
 Checkpoint::Checkpoint(const fs::path& folder) : impl_(std::make_unique<Impl>()) {
   std::error_code ignored;
-  if (!fs::is_directory(folder, ignored)) fail("{} is not a folder; a Hugging Face model folder is expected", folder.string());
+  if (!fs::is_directory(folder, ignored))
+    fail("{} is not a folder; a Hugging Face model folder is expected", folder.string());
   const fs::path config = folder / "config.json";
-  if (!fs::exists(config, ignored)) fail("{} has no config.json; a Hugging Face model folder is expected", folder.string());
+  if (!fs::exists(config, ignored))
+    fail("{} has no config.json; a Hugging Face model folder is expected", folder.string());
   impl_->folder = folder;
   impl_->config_text = read_text_file(config, kJsonSizeLimit);
   impl_->config = parse_json(impl_->config_text, config.string());
-  if (!impl_->config.is_object()) fail("{} should be an object, found {}", config.string(), json_excerpt(impl_->config));
+  if (!impl_->config.is_object())
+    fail("{} should be an object, found {}", config.string(), json_excerpt(impl_->config));
   const WeightFiles weights = find_weight_files(folder);
   if (weights.index.empty()) {
     impl_->open_single(weights.files.front());
@@ -219,7 +233,9 @@ std::vector<std::string> Checkpoint::names() const {
   return out;
 }
 
-const fs::path& Checkpoint::file_of(std::string_view name) const { return impl_->files[impl_->place(name).file].path(); }
+const fs::path& Checkpoint::file_of(std::string_view name) const {
+  return impl_->files[impl_->place(name).file].path();
+}
 
 void Checkpoint::drop(std::string_view name) const {
   const Impl::Place& place = impl_->place(name);
@@ -228,7 +244,8 @@ void Checkpoint::drop(std::string_view name) const {
 
 std::size_t Checkpoint::total_bytes() const {
   std::size_t total = 0;
-  for (const auto& [name, place] : impl_->tensors) total = checked_add(total, place.view.bytes.size(), "the size of the model");
+  for (const auto& [name, place] : impl_->tensors)
+    total = checked_add(total, place.view.bytes.size(), "the size of the model");
   return total;
 }
 

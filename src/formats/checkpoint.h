@@ -21,8 +21,9 @@ struct WeightFiles {
 };
 
 /// Finds a folder's weights: in a folder that has a GPTQ configuration first `model_file_base_name`'s file (as AutoGPTQ
-/// names it) and gptq_model-{bits}bit-{group_size}g.safetensors, then model.safetensors, then model.safetensors.index.json;
-/// then the only *.safetensors there is. Throws Error that lists what the folder has where nothing fits.
+/// names it) and gptq_model-{bits}bit-{group_size}g.safetensors, then model.safetensors, then
+/// model.safetensors.index.json; then the only *.safetensors there is. Throws Error that lists what the folder has
+/// where nothing fits.
 WeightFiles find_weight_files(const std::filesystem::path& folder);
 
 class Checkpoint {
@@ -51,7 +52,8 @@ class Checkpoint {
   /// Bytes of all tensors.
   std::size_t total_bytes() const;
   /// "xxh3-" and 32 hex digits over: the text of config.json, and each weight file's name, size and header (so names,
-  /// types, shapes and places of all tensors). The tensors' data is not read: this tells models apart, it seals nothing.
+  /// types, shapes and places of all tensors). The tensors' data is not read: this tells models apart, it seals
+  /// nothing.
   std::string hash() const;
 
  private:

@@ -12,7 +12,19 @@ namespace {
 
 /// The numbers of the value types in the file.
 enum ValueType : std::uint32_t {
-  kU8 = 0, kI8 = 1, kU16 = 2, kI16 = 3, kU32 = 4, kI32 = 5, kF32 = 6, kBool = 7, kString = 8, kArray = 9, kU64 = 10, kI64 = 11, kF64 = 12,
+  kU8 = 0,
+  kI8 = 1,
+  kU16 = 2,
+  kI16 = 3,
+  kU32 = 4,
+  kI32 = 5,
+  kF32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kU64 = 10,
+  kI64 = 11,
+  kF64 = 12,
 };
 
 /// Bytes of one value; 0 where it varies (strings, arrays) or the type is unknown.
@@ -30,19 +42,27 @@ T load(const std::byte* at) {
 
 std::optional<std::int64_t> decode_integer(std::uint32_t type, const std::byte* at) {
   switch (type) {
-    case kU8: return load<std::uint8_t>(at);
-    case kI8: return load<std::int8_t>(at);
-    case kU16: return load<std::uint16_t>(at);
-    case kI16: return load<std::int16_t>(at);
-    case kU32: return load<std::uint32_t>(at);
-    case kI32: return load<std::int32_t>(at);
-    case kI64: return load<std::int64_t>(at);
+    case kU8:
+      return load<std::uint8_t>(at);
+    case kI8:
+      return load<std::int8_t>(at);
+    case kU16:
+      return load<std::uint16_t>(at);
+    case kI16:
+      return load<std::int16_t>(at);
+    case kU32:
+      return load<std::uint32_t>(at);
+    case kI32:
+      return load<std::int32_t>(at);
+    case kI64:
+      return load<std::int64_t>(at);
     case kU64: {
       const auto value = load<std::uint64_t>(at);
       if (value > static_cast<std::uint64_t>(INT64_MAX)) return std::nullopt;
       return static_cast<std::int64_t>(value);
     }
-    default: return std::nullopt;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -81,23 +101,26 @@ class GgufParser {
 
   GgufContents parse() {
     const std::string& where = out_.where_;
-    if (file_.size() < 8 || std::memcmp(file_.data(), "GGUF", 4) != 0) fail("{} is not a GGUF file: it does not start with GGUF", where);
+    if (file_.size() < 8 || std::memcmp(file_.data(), "GGUF", 4) != 0)
+      fail("{} is not a GGUF file: it does not start with GGUF", where);
     at_ = 4;
     out_.version_ = number<std::uint32_t>("the version");
     // A version that only makes sense the other way round is that of a file for big-endian machines.
     if (out_.version_ >= 1u << 24) fail("{} is a big-endian GGUF file; only little-endian ones are read", where);
-    if (out_.version_ < 1 || out_.version_ > 3) fail("{} is GGUF version {}; versions 1 to 3 are read", where, out_.version_);
+    if (out_.version_ < 1 || out_.version_ > 3)
+      fail("{} is GGUF version {}; versions 1 to 3 are read", where, out_.version_);
     const std::uint64_t tensor_count = count("the number of tensors");
     const std::uint64_t key_count = count("the number of keys");
     for (std::uint64_t i = 0; i < key_count; ++i) read_key();
     if (out_.integer("split.count", 0) > 1) {
-      fail("{} is part {} of {}; merge the parts first (llama-gguf-split --merge)", where, out_.integer("split.no", 0) + 1,
-           out_.integer("split.count"));
+      fail("{} is part {} of {}; merge the parts first (llama-gguf-split --merge)", where,
+           out_.integer("split.no", 0) + 1, out_.integer("split.count"));
     }
     constexpr std::int64_t kDefaultAlignment = 32;
     constexpr std::int64_t kAlignmentLimit = 1 << 20;
     const std::int64_t alignment = out_.integer("general.alignment", kDefaultAlignment);
-    if (alignment <= 0 || alignment > kAlignmentLimit) fail("{}: general.alignment is {}, which makes no sense", where, alignment);
+    if (alignment <= 0 || alignment > kAlignmentLimit)
+      fail("{}: general.alignment is {}, which makes no sense", where, alignment);
     alignment_ = static_cast<std::uint64_t>(alignment);
     std::vector<Placed> placed;
     for (std::uint64_t i = 0; i < tensor_count; ++i) placed.push_back(read_tensor_info());
@@ -115,7 +138,8 @@ class GgufParser {
 
   std::span<const std::byte> take(std::uint64_t size, std::string_view what) {
     if (size > file_.size() - at_) {
-      fail("{} is cut off or damaged: {} at byte {} takes {} bytes, but only {} are left", out_.where_, what, at_, size, file_.size() - at_);
+      fail("{} is cut off or damaged: {} at byte {} takes {} bytes, but only {} are left", out_.where_, what, at_, size,
+           file_.size() - at_);
     }
     const auto part = file_.subspan(at_, static_cast<std::size_t>(size));
     at_ += static_cast<std::size_t>(size);
@@ -187,18 +211,22 @@ class GgufParser {
     if (rank < 1 || rank > kRankLimit) fail("{} has {} dimensions; 1 to {} are possible", what, rank, kRankLimit);
     for (std::uint32_t i = 0; i < rank; ++i) {
       const std::uint64_t dim = count("a dimension");
-      if (dim == 0 || dim > static_cast<std::uint64_t>(INT64_MAX)) fail("{} has the impossible dimension {}", what, dim);
+      if (dim == 0 || dim > static_cast<std::uint64_t>(INT64_MAX))
+        fail("{} has the impossible dimension {}", what, dim);
       tensor.shape.insert(tensor.shape.begin(), static_cast<std::int64_t>(dim));
     }
     const auto type = number<std::uint32_t>("the type of a tensor");
     const auto info = gguf_type_info(type);
     if (!info) {
-      fail("{} has the type number {}, which nibble does not read (it reads F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q6_K)", what,
-           type);
+      fail(
+          "{} has the type number {}, which nibble does not read (it reads F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, "
+          "Q8_0, Q4_K, Q6_K)",
+          what, type);
     }
     tensor.info = *info;
     if (tensor.columns() % info->block_elements != 0) {
-      fail("{} has rows of {} elements, no multiple of the {} in a block of {}", what, tensor.columns(), info->block_elements, info->name);
+      fail("{} has rows of {} elements, no multiple of the {} in a block of {}", what, tensor.columns(),
+           info->block_elements, info->name);
     }
     const auto offset = number<std::uint64_t>("the offset of a tensor");
     if (offset % alignment_ != 0) fail("{} lies at offset {}, which is not aligned to {}", what, offset, alignment_);
@@ -212,7 +240,8 @@ class GgufParser {
     const auto size = static_cast<std::uint64_t>(checked_mul(blocks, tensor.info.block_bytes, what));
     const std::uint64_t begin = checked_add(start, placed.offset, what);
     if (begin > file_.size() || size > file_.size() - begin) {
-      fail("{} takes {} bytes from byte {} on, but the file has {}: it is cut off or damaged", what, size, begin, file_.size());
+      fail("{} takes {} bytes from byte {} on, but the file has {}: it is cut off or damaged", what, size, begin,
+           file_.size());
     }
     tensor.bytes = file_.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(size));
     const std::string name = tensor.name;
@@ -225,7 +254,9 @@ class GgufParser {
   GgufContents out_;
 };
 
-GgufContents GgufContents::parse(std::span<const std::byte> file, std::string_view where) { return GgufParser(file, where).parse(); }
+GgufContents GgufContents::parse(std::span<const std::byte> file, std::string_view where) {
+  return GgufParser(file, where).parse();
+}
 
 const GgufTensor* GgufContents::find(std::string_view name) const {
   const auto it = tensors_.find(name);
@@ -243,7 +274,9 @@ const GgufContents::Value& GgufContents::require(std::string_view key) const {
   return *found;
 }
 
-void GgufContents::refuse(std::string_view key, std::string_view expected) const { fail("{}: {} should be {}", where_, key, expected); }
+void GgufContents::refuse(std::string_view key, std::string_view expected) const {
+  fail("{}: {} should be {}", where_, key, expected);
+}
 
 std::int64_t GgufContents::integer(std::string_view key) const {
   const Value& found = require(key);
@@ -252,7 +285,9 @@ std::int64_t GgufContents::integer(std::string_view key) const {
   return *decoded;
 }
 
-std::int64_t GgufContents::integer(std::string_view key, std::int64_t fallback) const { return has(key) ? integer(key) : fallback; }
+std::int64_t GgufContents::integer(std::string_view key, std::int64_t fallback) const {
+  return has(key) ? integer(key) : fallback;
+}
 
 double GgufContents::number(std::string_view key) const {
   const Value& found = require(key);
@@ -276,7 +311,9 @@ std::string_view GgufContents::text(std::string_view key) const {
   return {reinterpret_cast<const char*>(found.bytes.data()), found.bytes.size()};
 }
 
-std::string_view GgufContents::text(std::string_view key, std::string_view fallback) const { return has(key) ? text(key) : fallback; }
+std::string_view GgufContents::text(std::string_view key, std::string_view fallback) const {
+  return has(key) ? text(key) : fallback;
+}
 
 std::vector<std::int64_t> GgufContents::integers(std::string_view key) const {
   std::vector<std::int64_t> out;

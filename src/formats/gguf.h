@@ -18,7 +18,16 @@ namespace nibble {
 
 /// The tensor types that nibble reads, with the numbers that files use. The value of each element is in gguf_types.cpp.
 enum class GgufType : std::uint32_t {
-  f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q5_0 = 6, q5_1 = 7, q8_0 = 8, q4_k = 12, q6_k = 14, bf16 = 30,
+  f32 = 0,
+  f16 = 1,
+  q4_0 = 2,
+  q4_1 = 3,
+  q5_0 = 6,
+  q5_1 = 7,
+  q8_0 = 8,
+  q4_k = 12,
+  q6_k = 14,
+  bf16 = 30,
 };
 
 /// A type's name as llama.cpp writes it ("Q4_1"), the elements of its block, and the bytes of one.

@@ -74,13 +74,15 @@ class Importer {
     if (options.dtype != DType::f16 && options.dtype != DType::bf16) {
       fail_usage("GGUF weights can be written as f16 or bf16, not as {}", name_of(options.dtype));
     }
-    if (gguf_.integer(key("expert_count"), 0) > 0) fail("{} is a mixture of experts, which nibble does not import", gguf_.where());
+    if (gguf_.integer(key("expert_count"), 0) > 0)
+      fail("{} is a mixture of experts, which nibble does not import", gguf_.where());
     hidden_ = positive("embedding_length");
     layers_ = positive("block_count");
     heads_ = positive("attention.head_count");
     kv_heads_ = gguf_.has(key("attention.head_count_kv")) ? positive("attention.head_count_kv") : heads_;
     head_dim_ = gguf_.has(key("attention.key_length")) ? positive("attention.key_length") : hidden_ / heads_;
-    if (head_dim_ <= 0 || head_dim_ % 2 != 0) fail("{}: {} heads of {} features make no sense", gguf_.where(), heads_, hidden_);
+    if (head_dim_ <= 0 || head_dim_ % 2 != 0)
+      fail("{}: {} heads of {} features make no sense", gguf_.where(), heads_, hidden_);
     if (gguf_.integer(key("attention.value_length"), head_dim_) != head_dim_) {
       fail("{}: heads whose keys and values differ in size are not supported", gguf_.where());
     }
@@ -133,14 +135,16 @@ class Importer {
   }
 
   /// Plans to write a tensor whose shape must be the given one.
-  bool add(const std::string& gguf_name, std::string hf_name, const Shape& expected, std::int64_t heads, bool required) {
+  bool add(const std::string& gguf_name, std::string hf_name, const Shape& expected, std::int64_t heads,
+           bool required) {
     const GgufTensor* tensor = gguf_.find(gguf_name);
     if (tensor == nullptr) {
       if (required) fail("{} has no tensor {}", gguf_.where(), gguf_name);
       return false;
     }
     if (tensor->shape != expected) {
-      fail("{}: tensor {} has the shape {}, but the file's keys make it {}", gguf_.where(), gguf_name, to_string(tensor->shape), to_string(expected));
+      fail("{}: tensor {} has the shape {}, but the file's keys make it {}", gguf_.where(), gguf_name,
+           to_string(tensor->shape), to_string(expected));
     }
     used_.insert(gguf_name);
     jobs_.push_back({tensor, std::move(hf_name), heads});
@@ -163,10 +167,12 @@ class Importer {
 
   void collect() {
     const GgufTensor* embedding = gguf_.find("token_embd.weight");
-    if (embedding == nullptr || embedding->shape.size() != 2) fail("{} has no embedding (token_embd.weight) of two dimensions", gguf_.where());
+    if (embedding == nullptr || embedding->shape.size() != 2)
+      fail("{} has no embedding (token_embd.weight) of two dimensions", gguf_.where());
     vocab_ = embedding->shape[0];
     if (gguf_.integer(key("vocab_size"), vocab_) != vocab_) {
-      fail("{}: {} is {}, but the embedding has {} rows", gguf_.where(), key("vocab_size"), gguf_.integer(key("vocab_size")), vocab_);
+      fail("{}: {} is {}, but the embedding has {} rows", gguf_.where(), key("vocab_size"),
+           gguf_.integer(key("vocab_size")), vocab_);
     }
     add("token_embd.weight", "model.embed_tokens.weight", {vocab_, hidden_}, 0, true);
     for (std::int64_t layer = 0; layer < layers_; ++layer) {
@@ -174,15 +180,17 @@ class Importer {
         const bool is_q = part.gguf.starts_with("attn_q.");
         const bool is_k = part.gguf.starts_with("attn_k.");
         const std::int64_t heads = !architecture_.permuted ? 0 : is_q ? heads_ : is_k ? kv_heads_ : 0;
-        add(fmt::format("blk.{}.{}", layer, part.gguf), fmt::format("model.layers.{}.{}", layer, part.hf), block_shape(part.gguf), heads,
-            part.required);
+        add(fmt::format("blk.{}.{}", layer, part.gguf), fmt::format("model.layers.{}.{}", layer, part.hf),
+            block_shape(part.gguf), heads, part.required);
       }
     }
     add("output_norm.weight", "model.norm.weight", {hidden_}, 0, true);
     tied_ = !add("output.weight", "lm_head.weight", {vocab_, hidden_}, 0, false);
     if (gguf_.find("rope_freqs.weight") != nullptr) used_.insert("rope_freqs.weight");
     for (const auto& [name, tensor] : gguf_.tensors()) {
-      if (!used_.contains(name)) fail("{} has the tensor {}, for which the architecture {} has no place", gguf_.where(), name, architecture_.gguf);
+      if (!used_.contains(name))
+        fail("{} has the tensor {}, for which the architecture {} has no place", gguf_.where(), name,
+             architecture_.gguf);
     }
   }
 
@@ -190,7 +198,8 @@ class Importer {
     if (options_.dtype == DType::bf16) return float_to_bf16(value);
     // 65520 and above round to infinity in f16.
     if (std::fabs(value) >= 65520.0f) {
-      fail("{}: tensor {} holds {}, which f16 cannot; import with --dtype bf16", gguf_.where(), job.tensor->name, value);
+      fail("{}: tensor {} holds {}, which f16 cannot; import with --dtype bf16", gguf_.where(), job.tensor->name,
+           value);
     }
     return float_to_half(value);
   }
@@ -219,15 +228,16 @@ class Importer {
         const std::int64_t source = job.heads == 0 ? first + r : unpermuted(first + r);
         const float* row = values.data() + r * columns;
         if (is_vector) row = values.data() + source;
-        if (!is_vector && job.heads != 0) tensor.rows_to_float(source, 1, std::span(values).subspan(r * columns, columns));
+        if (!is_vector && job.heads != 0)
+          tensor.rows_to_float(source, 1, std::span(values).subspan(r * columns, columns));
         for (std::int64_t c = 0; c < columns; ++c) narrow[r * columns + c] = narrowed(row[c], job);
       }
       writer.append(job.name, std::as_bytes(std::span(narrow)));
     }
   }
 
-  /// The row of the file that holds row `row` in Hugging Face's order: feature r * D/2 + i of a head (half r, pair i) is
-  /// stored as 2i + r, because llama.cpp rotates neighbours and Hugging Face rotates halves.
+  /// The row of the file that holds row `row` in Hugging Face's order: feature r * D/2 + i of a head (half r, pair i)
+  /// is stored as 2i + r, because llama.cpp rotates neighbours and Hugging Face rotates halves.
   std::int64_t unpermuted(std::int64_t row) const {
     const std::int64_t in_head = row % head_dim_;
     const std::int64_t half = head_dim_ / 2;
@@ -255,20 +265,26 @@ Json Importer::llama3_scaling(const GgufTensor& divisors) const {
   constexpr double kOriginal = 8192.0;
   constexpr double kTolerance = 1e-3;  // the table is in float32
   const std::int64_t pairs = head_dim_ / 2;
-  if (divisors.shape != Shape{pairs}) fail("{}: rope_freqs.weight has the shape {}, not [{}]", gguf_.where(), to_string(divisors.shape), pairs);
+  if (divisors.shape != Shape{pairs})
+    fail("{}: rope_freqs.weight has the shape {}, not [{}]", gguf_.where(), to_string(divisors.shape), pairs);
   std::vector<float> table(static_cast<std::size_t>(pairs));
   divisors.rows_to_float(0, 1, table);
   const double factor = *std::max_element(table.begin(), table.end());
   const double base = gguf_.number(key("rope.freq_base"), 10000.0);
   for (std::int64_t i = 0; i < pairs; ++i) {
-    const double wavelength = 2.0 * M_PI * std::pow(base, 2.0 * static_cast<double>(i) / static_cast<double>(head_dim_));
+    const double wavelength =
+        2.0 * M_PI * std::pow(base, 2.0 * static_cast<double>(i) / static_cast<double>(head_dim_));
     const double smooth = std::clamp((kOriginal / wavelength - kLow) / (kHigh - kLow), 0.0, 1.0);
     const double expected = 1.0 / ((1.0 - smooth) / factor + smooth);
     if (!(std::fabs(table[i] - expected) <= kTolerance * expected)) {
-      fail("{}: rope_freqs.weight is not the table of Llama 3's scaling (divisor {} is {}, expected {:.4f})", gguf_.where(), i, table[i], expected);
+      fail("{}: rope_freqs.weight is not the table of Llama 3's scaling (divisor {} is {}, expected {:.4f})",
+           gguf_.where(), i, table[i], expected);
     }
   }
-  return {{"rope_type", "llama3"}, {"factor", factor}, {"low_freq_factor", kLow}, {"high_freq_factor", kHigh},
+  return {{"rope_type", "llama3"},
+          {"factor", factor},
+          {"low_freq_factor", kLow},
+          {"high_freq_factor", kHigh},
           {"original_max_position_embeddings", static_cast<std::int64_t>(kOriginal)}};
 }
 
@@ -279,7 +295,8 @@ Json Importer::rope_scaling() const {
   const double factor = gguf_.number(key("rope.scaling.factor"));
   if (type == "linear") return {{"rope_type", "linear"}, {"factor", factor}};
   if (type == "yarn") {
-    return {{"rope_type", "yarn"}, {"factor", factor},
+    return {{"rope_type", "yarn"},
+            {"factor", factor},
             {"original_max_position_embeddings", gguf_.integer(key("rope.scaling.original_context_length"))}};
   }
   fail("{}: {} is {}; nibble knows linear and yarn", gguf_.where(), key("rope.scaling.type"), type);
@@ -315,11 +332,13 @@ Json Importer::config() const {
   const bool biased = has_block("attn_q.bias");
   if (architecture_.model_type == "qwen2") {
     json["use_sliding_window"] = false;
-    if (!biased || has_block("attn_output.bias")) fail("{}: qwen2 needs biases on q, k and v, and none on the output", gguf_.where());
+    if (!biased || has_block("attn_output.bias"))
+      fail("{}: qwen2 needs biases on q, k and v, and none on the output", gguf_.where());
   } else {
     json["attention_bias"] = biased;
     if (biased != has_block("attn_output.bias")) {
-      fail("{}: some attention projections have a bias and others none, which {} cannot express", gguf_.where(), architecture_.class_name);
+      fail("{}: some attention projections have a bias and others none, which {} cannot express", gguf_.where(),
+           architecture_.class_name);
     }
   }
   if (architecture_.model_type == "llama") json["mlp_bias"] = false;

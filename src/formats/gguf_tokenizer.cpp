@@ -17,13 +17,14 @@ constexpr std::string_view kTokens = "tokenizer.ggml.tokens";
 constexpr std::string_view kSpace = "\u2581";  // what sentencepiece writes for a space
 
 /// Values of tokenizer.ggml.token_type.
-enum TokenType : std::int64_t { kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5 };
+enum TokenType : std::int64_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5 };
 
-/// The split of Llama 3, and of Qwen 2 where `digits` is one: contractions, words with one character before them, numbers
-/// in groups, symbols with the line ends after them, line ends, spaces.
+/// The split of Llama 3, and of Qwen 2 where `digits` is one: contractions, words with one character before them,
+/// numbers in groups, symbols with the line ends after them, line ends, spaces.
 std::string split_pattern(std::string_view digits) {
-  return fmt::format(R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)",
-                     digits);
+  constexpr std::string_view kBefore = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|)";
+  constexpr std::string_view kAfter = R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+  return fmt::format("{}{}{}", kBefore, digits, kAfter);
 }
 
 Json byte_level(bool use_regex) {
@@ -33,7 +34,8 @@ Json byte_level(bool use_regex) {
 Json sequence(std::string_view key, Json parts) { return {{"type", "Sequence"}, {std::string(key), std::move(parts)}}; }
 
 Json split_then_bytes(std::string_view digits) {
-  const Json split = {{"type", "Split"}, {"pattern", {{"Regex", split_pattern(digits)}}}, {"behavior", "Isolated"}, {"invert", false}};
+  const Json split = {
+      {"type", "Split"}, {"pattern", {{"Regex", split_pattern(digits)}}}, {"behavior", "Isolated"}, {"invert", false}};
   return sequence("pretokenizers", Json::array({split, byte_level(false)}));
 }
 
@@ -47,10 +49,13 @@ struct PreTokenizer {
 
 PreTokenizer pre_tokenizer(const GgufContents& gguf) {
   const std::string_view name = gguf.text("tokenizer.ggml.pre", "default");
-  const auto is = [name](std::initializer_list<std::string_view> names) { return std::find(names.begin(), names.end(), name) != names.end(); };
+  const auto is = [name](std::initializer_list<std::string_view> names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
   if (is({"gpt-2", "olmo", "mpt"})) return {byte_level(true)};
   if (is({"default"})) {
-    log_warn(fmt::format("{} does not say how its tokenizer cuts text; it is taken to do so as GPT-2's does", gguf.where()));
+    log_warn(
+        fmt::format("{} does not say how its tokenizer cuts text; it is taken to do so as GPT-2's does", gguf.where()));
     return {byte_level(true)};
   }
   if (is({"smollm", "starcoder", "refact", "command-r"})) {
@@ -73,7 +78,8 @@ std::optional<std::int64_t> special_id(const GgufContents& gguf, std::string_vie
   const std::string key = fmt::format("tokenizer.ggml.{}_token_id", name);
   if (!gguf.has(key)) return std::nullopt;
   const std::int64_t id = gguf.integer(key);
-  if (id < 0 || id >= static_cast<std::int64_t>(count)) fail("{}: {} is {}, but there are {} tokens", gguf.where(), key, id, count);
+  if (id < 0 || id >= static_cast<std::int64_t>(count))
+    fail("{}: {} is {}, but there are {} tokens", gguf.where(), key, id, count);
   return id;
 }
 
@@ -85,7 +91,8 @@ bool adds_bos(const GgufContents& gguf) {
 /// The template that puts bos before and eos after a text, as far as the file wants them; null where it wants neither.
 Json template_processor(const GgufContents& gguf, const std::vector<std::string_view>& tokens) {
   const auto bos = adds_bos(gguf) ? special_id(gguf, "bos", tokens.size()) : std::nullopt;
-  const auto eos = gguf.boolean("tokenizer.ggml.add_eos_token", false) ? special_id(gguf, "eos", tokens.size()) : std::nullopt;
+  const auto eos =
+      gguf.boolean("tokenizer.ggml.add_eos_token", false) ? special_id(gguf, "eos", tokens.size()) : std::nullopt;
   if (!bos && !eos) return nullptr;
   Json specials = Json::object();
   const auto special = [&](std::int64_t id, int type) -> Json {
@@ -106,18 +113,26 @@ Json template_processor(const GgufContents& gguf, const std::vector<std::string_
   return {{"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", specials}};
 }
 
+/// Tokens that are found in a text as they stand. The unknown token is one in Hugging Face's files too.
 Json added_tokens(const std::vector<std::string_view>& tokens, const std::vector<std::int64_t>& types) {
   Json added = Json::array();
   for (std::size_t id = 0; id < tokens.size(); ++id) {
-    if ((types[id] != kControl && types[id] != kUserDefined) || tokens[id].empty()) continue;
-    added.push_back({{"id", id}, {"content", std::string(tokens[id])}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                     {"normalized", false}, {"special", types[id] == kControl}});
+    const bool special = types[id] == kControl || types[id] == kUnknown;
+    if ((!special && types[id] != kUserDefined) || tokens[id].empty()) continue;
+    added.push_back({{"id", id},
+                     {"content", std::string(tokens[id])},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", special}});
   }
   return added;
 }
 
 /// Fillers that only make the vocabulary rounder (type "unused") are left out.
-Json vocabulary(const GgufContents& gguf, const std::vector<std::string_view>& tokens, const std::vector<std::int64_t>& types) {
+Json vocabulary(const GgufContents& gguf, const std::vector<std::string_view>& tokens,
+                const std::vector<std::int64_t>& types) {
   std::unordered_map<std::string_view, std::size_t> seen;
   Json vocab = Json::object();
   auto& entries = vocab.get_ref<Json::object_t&>();
@@ -134,9 +149,10 @@ Json vocabulary(const GgufContents& gguf, const std::vector<std::string_view>& t
 /// One merge as tokenizer.json writes it.
 Json merge_of(std::string_view left, std::string_view right) { return std::string(left) + " " + std::string(right); }
 
-/// Sentencepiece has no merges: it joins the two neighbours whose join is the token of the highest score. So every way to
-/// put a token together from two others is a merge, and the token's score is its rank.
-Json merges_from_scores(const GgufContents& gguf, const std::vector<std::string_view>& tokens, const std::vector<std::int64_t>& types) {
+/// Sentencepiece has no merges: it joins the two neighbours whose join is the token of the highest score. So every way
+/// to put a token together from two others is a merge, and the token's score is its rank.
+Json merges_from_scores(const GgufContents& gguf, const std::vector<std::string_view>& tokens,
+                        const std::vector<std::int64_t>& types) {
   // Splitting costs length squared; no real piece is a tenth as long.
   constexpr std::size_t kLongestToken = 512;
   const std::vector<double> scores = gguf.numbers("tokenizer.ggml.scores");
@@ -170,19 +186,24 @@ Json merges_from_scores(const GgufContents& gguf, const std::vector<std::string_
   return out;
 }
 
-Json byte_level_json(const GgufContents& gguf, const std::vector<std::string_view>& tokens, const std::vector<std::int64_t>& types) {
+Json byte_level_json(const GgufContents& gguf, const std::vector<std::string_view>& tokens,
+                     const std::vector<std::int64_t>& types) {
   const PreTokenizer pre = pre_tokenizer(gguf);
   Json merges = Json::array();
   for (const std::string_view merge : gguf.texts("tokenizer.ggml.merges")) {
     const auto space = merge.find(' ', 1);
     if (space == std::string_view::npos || space + 1 == merge.size()) {
-      fail("{}: tokenizer.ggml.merges has the entry \"{}\", which is not two tokens", gguf.where(), merge.substr(0, 60));
+      fail("{}: tokenizer.ggml.merges has the entry \"{}\", which is not two tokens", gguf.where(),
+           merge.substr(0, 60));
     }
     merges.push_back(std::string(merge));
   }
   Json post = template_processor(gguf, tokens);
   if (!post.is_null()) {
-    post = sequence("processors", Json::array({{{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", false}, {"use_regex", true}}, post}));
+    post = sequence(
+        "processors",
+        Json::array(
+            {{{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", false}, {"use_regex", true}}, post}));
   }
   return {
       {"normalizer", pre.nfc ? Json{{"type", "NFC"}} : Json(nullptr)},
@@ -190,13 +211,21 @@ Json byte_level_json(const GgufContents& gguf, const std::vector<std::string_vie
       {"post_processor", post},
       {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
       {"model",
-       {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr},
-        {"fuse_unk", false}, {"byte_fallback", false}, {"ignore_merges", pre.ignore_merges}, {"vocab", vocabulary(gguf, tokens, types)},
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", false},
+        {"byte_fallback", false},
+        {"ignore_merges", pre.ignore_merges},
+        {"vocab", vocabulary(gguf, tokens, types)},
         {"merges", merges}}},
   };
 }
 
-Json sentencepiece_json(const GgufContents& gguf, const std::vector<std::string_view>& tokens, const std::vector<std::int64_t>& types) {
+Json sentencepiece_json(const GgufContents& gguf, const std::vector<std::string_view>& tokens,
+                        const std::vector<std::int64_t>& types) {
   const bool prefix = gguf.boolean("tokenizer.ggml.add_space_prefix", true);
   const std::string space(kSpace);
   Json normalizers = Json::array();
@@ -213,9 +242,16 @@ Json sentencepiece_json(const GgufContents& gguf, const std::vector<std::string_
       {"post_processor", template_processor(gguf, tokens)},
       {"decoder", sequence("decoders", decoders)},
       {"model",
-       {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", unknown ? Json(std::string(tokens[*unknown])) : Json(nullptr)},
-        {"continuing_subword_prefix", nullptr}, {"end_of_word_suffix", nullptr}, {"fuse_unk", true}, {"byte_fallback", true},
-        {"ignore_merges", false}, {"vocab", vocabulary(gguf, tokens, types)}, {"merges", merges_from_scores(gguf, tokens, types)}}},
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", unknown ? Json(std::string(tokens[*unknown])) : Json(nullptr)},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", true},
+        {"byte_fallback", true},
+        {"ignore_merges", false},
+        {"vocab", vocabulary(gguf, tokens, types)},
+        {"merges", merges_from_scores(gguf, tokens, types)}}},
   };
 }
 
@@ -224,12 +260,14 @@ Json sentencepiece_json(const GgufContents& gguf, const std::vector<std::string_
 Json gguf_tokenizer_json(const GgufContents& gguf) {
   const std::string_view model = gguf.text("tokenizer.ggml.model");
   if (model != "gpt2" && model != "llama") {
-    fail("{}: tokenizer.ggml.model is {}; nibble imports gpt2 (byte-level BPE) and llama (sentencepiece BPE)", gguf.where(), model);
+    fail("{}: tokenizer.ggml.model is {}; nibble imports gpt2 (byte-level BPE) and llama (sentencepiece BPE)",
+         gguf.where(), model);
   }
   const std::vector<std::string_view> tokens = gguf.texts(kTokens);
   if (tokens.empty()) fail("{} has no tokens ({})", gguf.where(), kTokens);
   const std::vector<std::int64_t> types = token_types(gguf, tokens.size());
-  Json json = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added_tokens(tokens, types)}};
+  Json json = {
+      {"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added_tokens(tokens, types)}};
   json.update(model == "gpt2" ? byte_level_json(gguf, tokens, types) : sentencepiece_json(gguf, tokens, types));
   return json;
 }
@@ -241,7 +279,8 @@ Json gguf_tokenizer_config_json(const GgufContents& gguf) {
                {"clean_up_tokenization_spaces", false},
                // The class that takes tokenizer.json as it is; model-specific ones rebuild parts of it.
                {"tokenizer_class", "PreTrainedTokenizerFast"}};
-  for (const auto& [gguf_name, name] : {std::pair{"bos", "bos_token"}, {"eos", "eos_token"}, {"unknown", "unk_token"}, {"padding", "pad_token"}}) {
+  for (const auto& [gguf_name, name] :
+       {std::pair{"bos", "bos_token"}, {"eos", "eos_token"}, {"unknown", "unk_token"}, {"padding", "pad_token"}}) {
     if (const auto id = special_id(gguf, gguf_name, tokens.size())) json[name] = std::string(tokens[*id]);
   }
   if (gguf.has("tokenizer.chat_template")) json["chat_template"] = std::string(gguf.text("tokenizer.chat_template"));

@@ -8,8 +8,8 @@
 namespace nibble {
 
 /// tokenizer.json for tokenizer.ggml.model "gpt2" (byte-level BPE; the pre-tokenizer by tokenizer.ggml.pre) and "llama"
-/// (sentencepiece BPE with byte fallback; merges rebuilt from the scores). Throws Error for other models, for an unknown
-/// pre-tokenizer, and for tokens or merges that are not text or not unique.
+/// (sentencepiece BPE with byte fallback; merges rebuilt from the scores). Throws Error for other models, for an
+/// unknown pre-tokenizer, and for tokens or merges that are not text or not unique.
 nlohmann::ordered_json gguf_tokenizer_json(const GgufContents& gguf);
 
 /// tokenizer_config.json: the special tokens, and the chat template as it stands in the file.

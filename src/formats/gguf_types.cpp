@@ -1,5 +1,5 @@
-// The block types of GGUF, each from the description of its layout. d and m are 16-bit floats; a nibble's low half comes
-// first. q is a code, x the value.
+// The block types of GGUF, each from the description of its layout. d and m are 16-bit floats; a nibble's low half
+// comes first. q is a code, x the value.
 #include "core/checked.h"
 #include "core/float_convert.h"
 #include "formats/gguf.h"
@@ -11,10 +11,10 @@ namespace nibble {
 namespace {
 
 constexpr std::array kTypes = {
-    GgufTypeInfo{GgufType::f32, "F32", 1, 4},     GgufTypeInfo{GgufType::f16, "F16", 1, 2},
-    GgufTypeInfo{GgufType::bf16, "BF16", 1, 2},   GgufTypeInfo{GgufType::q4_0, "Q4_0", 32, 18},
-    GgufTypeInfo{GgufType::q4_1, "Q4_1", 32, 20}, GgufTypeInfo{GgufType::q5_0, "Q5_0", 32, 22},
-    GgufTypeInfo{GgufType::q5_1, "Q5_1", 32, 24}, GgufTypeInfo{GgufType::q8_0, "Q8_0", 32, 34},
+    GgufTypeInfo{GgufType::f32, "F32", 1, 4},       GgufTypeInfo{GgufType::f16, "F16", 1, 2},
+    GgufTypeInfo{GgufType::bf16, "BF16", 1, 2},     GgufTypeInfo{GgufType::q4_0, "Q4_0", 32, 18},
+    GgufTypeInfo{GgufType::q4_1, "Q4_1", 32, 20},   GgufTypeInfo{GgufType::q5_0, "Q5_0", 32, 22},
+    GgufTypeInfo{GgufType::q5_1, "Q5_1", 32, 24},   GgufTypeInfo{GgufType::q8_0, "Q8_0", 32, 34},
     GgufTypeInfo{GgufType::q4_k, "Q4_K", 256, 144}, GgufTypeInfo{GgufType::q6_k, "Q6_K", 256, 210},
 };
 
@@ -68,8 +68,9 @@ void bytes_of_8_bits(const std::byte* block, float* out) {
   for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(static_cast<std::int8_t>(byte_at(block + 2 + i)));
 }
 
-/// Q4_K: d, dmin, 12 bytes with a 6-bit scale and a 6-bit minimum for each of 8 sub-blocks of 32, 128 bytes of nibbles, of
-/// which each 32 hold one sub-block in their low halves and the next in their high ones; x = d * scale * q - dmin * min.
+/// Q4_K: d, dmin, 12 bytes with a 6-bit scale and a 6-bit minimum for each of 8 sub-blocks of 32, 128 bytes of nibbles,
+/// of which each 32 hold one sub-block in their low halves and the next in their high ones; x = d * scale * q - dmin *
+/// min.
 void q4_k(const std::byte* block, float* out) {
   const float d = half_at(block);
   const float dmin = half_at(block + 2);
@@ -108,16 +109,36 @@ void q6_k(const std::byte* block, float* out) {
 
 void one_block(GgufType type, const std::byte* block, float* out) {
   switch (type) {
-    case GgufType::f32: std::memcpy(out, block, sizeof(float)); return;
-    case GgufType::f16: *out = half_at(block); return;
-    case GgufType::bf16: *out = bf16_to_float(u16_at(block)); return;
-    case GgufType::q4_0: centred(block, false, out); return;
-    case GgufType::q5_0: centred(block, true, out); return;
-    case GgufType::q4_1: offset(block, false, out); return;
-    case GgufType::q5_1: offset(block, true, out); return;
-    case GgufType::q8_0: bytes_of_8_bits(block, out); return;
-    case GgufType::q4_k: q4_k(block, out); return;
-    case GgufType::q6_k: q6_k(block, out); return;
+    case GgufType::f32:
+      std::memcpy(out, block, sizeof(float));
+      return;
+    case GgufType::f16:
+      *out = half_at(block);
+      return;
+    case GgufType::bf16:
+      *out = bf16_to_float(u16_at(block));
+      return;
+    case GgufType::q4_0:
+      centred(block, false, out);
+      return;
+    case GgufType::q5_0:
+      centred(block, true, out);
+      return;
+    case GgufType::q4_1:
+      offset(block, false, out);
+      return;
+    case GgufType::q5_1:
+      offset(block, true, out);
+      return;
+    case GgufType::q8_0:
+      bytes_of_8_bits(block, out);
+      return;
+    case GgufType::q4_k:
+      q4_k(block, out);
+      return;
+    case GgufType::q6_k:
+      q6_k(block, out);
+      return;
   }
 }
 
@@ -143,7 +164,8 @@ void GgufTensor::rows_to_float(std::int64_t first, std::int64_t count, std::span
     fail("rows {} to {} lie outside of tensor {} of shape {}", first, first + count, name, to_string(shape));
   }
   const std::int64_t elements = count * columns();
-  if (static_cast<std::int64_t>(out.size()) < elements) fail("a buffer of {} floats is too small for {}", out.size(), elements);
+  if (static_cast<std::int64_t>(out.size()) < elements)
+    fail("a buffer of {} floats is too small for {}", out.size(), elements);
   const std::int64_t row_bytes = columns() / info.block_elements * info.block_bytes;
   gguf_dequantize(info.type, bytes.data() + first * row_bytes, elements, out.data());
 }

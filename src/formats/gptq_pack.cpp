@@ -22,7 +22,8 @@ void pack_columns(std::span<const std::uint8_t> codes, std::int64_t rows, std::i
                   std::span<std::uint32_t> words) {
   const std::int64_t needed = packed_words(rows, bits) * columns;
   if (static_cast<std::int64_t>(codes.size()) < rows * columns || static_cast<std::int64_t>(words.size()) < needed) {
-    fail("{} codes and {} words are too few for a matrix of {} x {} codes of {} bits", codes.size(), words.size(), rows, columns, bits);
+    fail("{} codes and {} words are too few for a matrix of {} x {} codes of {} bits", codes.size(), words.size(), rows,
+         columns, bits);
   }
   std::fill_n(words.begin(), needed, 0u);
   const std::uint32_t mask = (1u << bits) - 1u;

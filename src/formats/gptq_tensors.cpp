@@ -26,13 +26,15 @@ std::vector<std::uint32_t> words_of(const TensorView& tensor) {
 /// Reads one linear; what several steps need is kept here.
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, const std::string& prefix, const QuantConfig& config, std::int64_t in, std::int64_t out)
+  Loader(const Checkpoint& checkpoint, const std::string& prefix, const QuantConfig& config, std::int64_t in,
+         std::int64_t out)
       : checkpoint_(checkpoint), config_(config) {
-    if (in <= 0 || out <= 0 || in > kFeatureLimit || out > kFeatureLimit) fail("{}: a linear of {} inputs and {} outputs makes no sense", prefix, in, out);
+    if (in <= 0 || out <= 0 || in > kFeatureLimit || out > kFeatureLimit)
+      fail("{}: a linear of {} inputs and {} outputs makes no sense", prefix, in, out);
     const auto quant = config.for_module(prefix);
     if (!quant) {
-      fail("{} holds {}.qweight, but `dynamic` in {} says that this module is not quantised", checkpoint.folder().string(), prefix,
-           config.source);
+      fail("{} holds {}.qweight, but `dynamic` in {} says that this module is not quantised",
+           checkpoint.folder().string(), prefix, config.source);
     }
     quant_ = *quant;
     t_.name = prefix;
@@ -52,8 +54,9 @@ class Loader {
   std::string full(std::string_view part) const { return t_.name + "." + std::string(part); }
 
   [[noreturn]] void refuse_shape(std::string_view part, const TensorView& tensor, const std::string& expected) const {
-    fail("{}: {} is {} of shape {}, but {} inputs, {} outputs and {} bits need {}", checkpoint_.file_of(full(part)).string(), full(part),
-         name_of(tensor.dtype), to_string(tensor.shape), t_.in_features, t_.out_features, t_.bits, expected);
+    fail("{}: {} is {} of shape {}, but {} inputs, {} outputs and {} bits need {}",
+         checkpoint_.file_of(full(part)).string(), full(part), name_of(tensor.dtype), to_string(tensor.shape),
+         t_.in_features, t_.out_features, t_.bits, expected);
   }
 
   TensorView words(std::string_view part, std::size_t rank) const {
@@ -79,9 +82,10 @@ class Loader {
     if (rows != packed_words(t_.in_features, t_.bits)) {
       // The shape knows better than the config; 32 features of each width take a different number of words.
       constexpr std::array kWidths = {2, 3, 4, 8};
-      const auto* const width =
-          std::find_if(kWidths.begin(), kWidths.end(), [&](int bits) { return packed_words(t_.in_features, bits) == rows; });
-      if (width == kWidths.end()) refuse_shape("qweight", tensor, fmt::format("{} rows", packed_words(t_.in_features, t_.bits)));
+      const auto* const width = std::find_if(kWidths.begin(), kWidths.end(),
+                                             [&](int bits) { return packed_words(t_.in_features, bits) == rows; });
+      if (width == kWidths.end())
+        refuse_shape("qweight", tensor, fmt::format("{} rows", packed_words(t_.in_features, t_.bits)));
       t_.bits = *width;
     }
     const std::int64_t columns = tensor.shape[1];
@@ -100,7 +104,8 @@ class Loader {
 
   void read_groups() {
     const TensorView scales = floats("scales");
-    if (scales.shape.size() != 2 || scales.shape[1] != t_.qweight_columns || scales.shape[0] < 1 || scales.shape[0] > t_.in_features) {
+    if (scales.shape.size() != 2 || scales.shape[1] != t_.qweight_columns || scales.shape[0] < 1 ||
+        scales.shape[0] > t_.in_features) {
       refuse_shape("scales", scales, fmt::format("[groups, {}]", t_.qweight_columns));
     }
     t_.groups = scales.shape[0];
@@ -113,7 +118,8 @@ class Loader {
     set_group_size(scales);
     if (t_.g_idx.empty()) {
       if (quant_.desc_act && t_.groups > 1 && !config_.static_groups) {
-        log_warn(fmt::format("{} has no g_idx although desc_act is set: groups are taken to follow each other", t_.name));
+        log_warn(
+            fmt::format("{} has no g_idx although desc_act is set: groups are taken to follow each other", t_.name));
       }
       t_.g_idx.resize(static_cast<std::size_t>(t_.in_features));
       for (std::int64_t k = 0; k < t_.in_features; ++k) t_.g_idx[k] = static_cast<std::int32_t>(k / t_.group_size);
@@ -130,8 +136,8 @@ class Loader {
     std::memcpy(t_.g_idx.data(), tensor.bytes.data(), tensor.bytes.size());
     for (std::int64_t k = 0; k < t_.in_features; ++k) {
       if (t_.g_idx[k] < 0 || t_.g_idx[k] >= t_.groups) {
-        fail("{}: {}.g_idx puts input feature {} in group {}, but scales have {} groups", checkpoint_.file_of(full("g_idx")).string(),
-             t_.name, k, t_.g_idx[k], t_.groups);
+        fail("{}: {}.g_idx puts input feature {} in group {}, but scales have {} groups",
+             checkpoint_.file_of(full("g_idx")).string(), t_.name, k, t_.g_idx[k], t_.groups);
       }
     }
   }
@@ -152,15 +158,18 @@ class Loader {
       t_.group_size = t_.in_features % t_.groups == 0 ? t_.in_features / t_.groups : 0;
     }
     if (!fits(t_.group_size)) {
-      refuse_shape("scales", scales, fmt::format("{} groups of {}", ceil_div(t_.in_features, std::max<std::int64_t>(quant_.group_size, 1)),
-                                                 quant_.group_size));
+      refuse_shape(
+          "scales", scales,
+          fmt::format("{} groups of {}", ceil_div(t_.in_features, std::max<std::int64_t>(quant_.group_size, 1)),
+                      quant_.group_size));
     }
   }
 
   void read_zeros() {
     const TensorView tensor = words("qzeros", 2);
     const std::int64_t row_words = packed_words(t_.qweight_columns, t_.bits);
-    if (tensor.shape != Shape{t_.groups, row_words}) refuse_shape("qzeros", tensor, to_string(Shape{t_.groups, row_words}));
+    if (tensor.shape != Shape{t_.groups, row_words})
+      refuse_shape("qzeros", tensor, to_string(Shape{t_.groups, row_words}));
     std::vector<std::uint32_t> stored = words_of(tensor);
     const std::uint32_t mask = (1u << t_.bits) - 1u;
     const auto middle = static_cast<std::uint16_t>(1u << (t_.bits - 1));
@@ -172,8 +181,8 @@ class Loader {
     }
     std::uint32_t offset = config_.zeros == ZeroFormat::v1 ? 1 : 0;
     if (offset == 1 && !quant_.sym && t_.bits != 3 && config_.packed_by_gptqmodel()) {
-      // That tool subtracts 1 from all fields of a word at once, so that a zero field borrows from its neighbour; adding
-      // to the whole word gives the fields back. 0xFFFFFFFF / mask is the word with a 1 in every field.
+      // That tool subtracts 1 from all fields of a word at once, so that a zero field borrows from its neighbour;
+      // adding to the whole word gives the fields back. 0xFFFFFFFF / mask is the word with a 1 in every field.
       for (std::uint32_t& word : stored) word += 0xFFFFFFFFu / mask;
       offset = 0;
     }
@@ -241,8 +250,8 @@ void GptqTensors::dequantize_row(std::int64_t n, float* out) const {
   }
 }
 
-GptqTensors load_gptq(const Checkpoint& checkpoint, const std::string& prefix, const QuantConfig& config, std::int64_t in,
-                      std::int64_t out) {
+GptqTensors load_gptq(const Checkpoint& checkpoint, const std::string& prefix, const QuantConfig& config,
+                      std::int64_t in, std::int64_t out) {
   return Loader(checkpoint, prefix, config, in, out).load();
 }
 
@@ -250,29 +259,33 @@ PackedGptq pack_gptq(const GptqParts& parts, ZeroFormat format) {
   const std::int64_t in = parts.in_features;
   const std::int64_t out = parts.out_features;
   const int bits = parts.bits;
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) fail("GPTQ codes of {} bits cannot be packed: only 2, 3, 4 and 8", bits);
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
+    fail("GPTQ codes of {} bits cannot be packed: only 2, 3, 4 and 8", bits);
   if (in <= 0 || out <= 0 || parts.codes.size() != static_cast<std::size_t>(checked_mul(in, out, "a linear")) ||
-      parts.scales.empty() || parts.scales.size() % static_cast<std::size_t>(out) != 0 || parts.zeros.size() != parts.scales.size() ||
-      parts.g_idx.size() != static_cast<std::size_t>(in)) {
-    fail("the parts of a linear [{}, {}] do not fit each other: {} codes, {} scales, {} zeros, {} group numbers", out, in,
-         parts.codes.size(), parts.scales.size(), parts.zeros.size(), parts.g_idx.size());
+      parts.scales.empty() || parts.scales.size() % static_cast<std::size_t>(out) != 0 ||
+      parts.zeros.size() != parts.scales.size() || parts.g_idx.size() != static_cast<std::size_t>(in)) {
+    fail("the parts of a linear [{}, {}] do not fit each other: {} codes, {} scales, {} zeros, {} group numbers", out,
+         in, parts.codes.size(), parts.scales.size(), parts.zeros.size(), parts.g_idx.size());
   }
   const std::int64_t groups = static_cast<std::int64_t>(parts.scales.size()) / out;
   const std::uint32_t mask = (1u << bits) - 1u;
   const auto too_wide = [mask](std::uint32_t value) { return value > mask; };
   if (std::any_of(parts.codes.begin(), parts.codes.end(), too_wide)) fail("a GPTQ code does not fit in {} bits", bits);
-  if (std::any_of(parts.zeros.begin(), parts.zeros.end(), too_wide)) fail("a GPTQ zero point does not fit in {} bits", bits);
+  if (std::any_of(parts.zeros.begin(), parts.zeros.end(), too_wide))
+    fail("a GPTQ zero point does not fit in {} bits", bits);
   if (std::any_of(parts.g_idx.begin(), parts.g_idx.end(), [groups](std::int32_t g) { return g < 0 || g >= groups; })) {
     fail("a group number is not below {}, the number of groups", groups);
   }
-  PackedGptq packed{Tensor(DType::i32, {packed_words(in, bits), out}), Tensor(DType::i32, {groups, packed_words(out, bits)}),
-                    Tensor(DType::f16, {groups, out}), Tensor(DType::i32, {in})};
+  PackedGptq packed{Tensor(DType::i32, {packed_words(in, bits), out}),
+                    Tensor(DType::i32, {groups, packed_words(out, bits)}), Tensor(DType::f16, {groups, out}),
+                    Tensor(DType::i32, {in})};
   pack_columns(parts.codes, in, out, bits, packed.qweight.as<std::uint32_t>());
   const std::uint32_t offset = format == ZeroFormat::v1 ? 1 : 0;
   std::vector<std::uint8_t> row(static_cast<std::size_t>(out));
   const std::int64_t row_words = packed_words(out, bits);
   for (std::int64_t g = 0; g < groups; ++g) {
-    for (std::int64_t n = 0; n < out; ++n) row[n] = static_cast<std::uint8_t>((parts.zeros[g * out + n] - offset) & mask);
+    for (std::int64_t n = 0; n < out; ++n)
+      row[n] = static_cast<std::uint8_t>((parts.zeros[g * out + n] - offset) & mask);
     pack_codes(row, bits, packed.qzeros.as<std::uint32_t>().subspan(g * row_words, row_words));
   }
   std::memcpy(packed.scales.bytes().data(), parts.scales.data(), parts.scales.size_bytes());

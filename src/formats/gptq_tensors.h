@@ -1,5 +1,6 @@
 // The tensors of one GPTQ linear, read from a checkpoint with all its dialects, and written in the plain one.
-// y[m, n] = sum over k of x[m, k] * W[n, k] + bias[n], with W[n, k] = scale[g, n] * (code[k, n] - zero[g, n]), g = g_idx[k].
+// y[m, n] = sum over k of x[m, k] * W[n, k] + bias[n], with W[n, k] = scale[g, n] * (code[k, n] - zero[g, n]), g =
+// g_idx[k].
 #pragma once
 
 #include "core/tensor.h"
@@ -27,8 +28,8 @@ struct GptqTensors {
   bool sym = true;         // every zero is 2^(bits - 1)
   bool act_order = false;  // g_idx differs from k div group_size
 
-  /// Packed codes, row-major [packed_words(K, bits), qweight_columns]; qweight_columns may exceed N by padding. It points
-  /// into the checkpoint's mapping unless that is not aligned to 4 bytes.
+  /// Packed codes, row-major [packed_words(K, bits), qweight_columns]; qweight_columns may exceed N by padding. It
+  /// points into the checkpoint's mapping unless that is not aligned to 4 bytes.
   std::span<const std::uint32_t> qweight;
   std::int64_t qweight_columns = 0;
 
@@ -45,14 +46,14 @@ struct GptqTensors {
   std::shared_ptr<const std::vector<std::uint32_t>> qweight_copy;  // what qweight points at where it is not the mapping
 };
 
-/// Reads `prefix`.qweight, .qzeros, .scales, and .g_idx and .bias where they exist. `in` and `out` come from the model's
-/// config. Where the file's shapes contradict `config` on bits or group size, the shapes win. Handled: v1 and v2 zeros
-/// (told apart by the constants of symmetric files whatever the config says), zeros that GPTQModel made by word
-/// arithmetic, the 3-bit zeros that its versions before 7.0 damaged, N padded to a multiple of 32 (cut off), no g_idx,
-/// a last group that is short, group size -1, biases that are all zero (dropped).
-/// Throws Error that names the tensor and both shapes where something does not fit.
-GptqTensors load_gptq(const Checkpoint& checkpoint, const std::string& prefix, const QuantConfig& config, std::int64_t in,
-                      std::int64_t out);
+/// Reads `prefix`.qweight, .qzeros, .scales, and .g_idx and .bias where they exist. `in` and `out` come from the
+/// model's config. Where the file's shapes contradict `config` on bits or group size, the shapes win. Handled: v1 and
+/// v2 zeros (told apart by the constants of symmetric files whatever the config says), zeros that GPTQModel made by
+/// word arithmetic, the 3-bit zeros that its versions before 7.0 damaged, N padded to a multiple of 32 (cut off), no
+/// g_idx, a last group that is short, group size -1, biases that are all zero (dropped). Throws Error that names the
+/// tensor and both shapes where something does not fit.
+GptqTensors load_gptq(const Checkpoint& checkpoint, const std::string& prefix, const QuantConfig& config,
+                      std::int64_t in, std::int64_t out);
 
 /// The tensors that a checkpoint holds for one linear: qweight and qzeros i32, scales f16, g_idx i32.
 struct PackedGptq {

@@ -20,15 +20,19 @@ std::optional<fs::path> folder_variable(const char* name) {
   if (value == nullptr || *value == '\0') return std::nullopt;
   const std::string_view text = value;
   const char* home = std::getenv("HOME");
-  if (home != nullptr && (text == "~" || text.starts_with("~/"))) return fs::path(home) / text.substr(std::min<std::size_t>(text.size(), 2));
+  if (home != nullptr && (text == "~" || text.starts_with("~/")))
+    return fs::path(home) / text.substr(std::min<std::size_t>(text.size(), 2));
   return fs::path(text);
 }
 
 /// Letters, digits, and - _ . within; what the hub allows in each half of an id and what is safe in a path.
 bool is_hub_name(std::string_view part) {
   constexpr std::size_t kLongest = 96;  // the hub's own limit
-  if (part.empty() || part.size() > kLongest || part.find("..") != std::string_view::npos || part.front() == '.' || part.front() == '-') return false;
-  return std::all_of(part.begin(), part.end(), [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.'; });
+  if (part.empty() || part.size() > kLongest || part.find("..") != std::string_view::npos || part.front() == '.' ||
+      part.front() == '-')
+    return false;
+  return std::all_of(part.begin(), part.end(),
+                     [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.'; });
 }
 
 bool is_hub_id(std::string_view model) {
@@ -72,9 +76,11 @@ fs::path resolve_model(const std::string& model, const std::string& revision) {
   std::error_code ignored;
   if (fs::is_regular_file(model, ignored)) {
     const bool gguf = fs::path(model).extension() == ".gguf";
-    fail("{} is a file, and a model is a folder{}", model, gguf ? "; turn it into one with `nibble import-gguf FILE FOLDER`" : "");
+    fail("{} is a file, and a model is a folder{}", model,
+         gguf ? "; turn it into one with `nibble import-gguf FILE FOLDER`" : "");
   }
-  if (!is_hub_id(model)) fail("{} is neither a folder nor the id of a model on the Hugging Face hub (such as owner/name)", model);
+  if (!is_hub_id(model))
+    fail("{} is neither a folder nor the id of a model on the Hugging Face hub (such as owner/name)", model);
   if (!is_revision(revision)) fail("{} is not the name of a revision", revision);
 
   const fs::path cache = hub_cache_folder();
@@ -82,7 +88,8 @@ fs::path resolve_model(const std::string& model, const std::string& revision) {
   if (const auto slash = name.find('/'); slash != std::string::npos) name.replace(slash, 1, "--");
   const fs::path repository = cache / name;
   const std::string fetch = fmt::format("fetch it with: hf download {} --revision {}", model, revision);
-  if (!is_folder(repository)) fail("{} is no folder here, and not in the Hugging Face cache ({}); {}", model, cache.string(), fetch);
+  if (!is_folder(repository))
+    fail("{} is no folder here, and not in the Hugging Face cache ({}); {}", model, cache.string(), fetch);
 
   std::string commit = revision;
   if (const fs::path ref = repository / "refs" / revision; fs::is_regular_file(ref, ignored)) {
@@ -91,7 +98,9 @@ fs::path resolve_model(const std::string& model, const std::string& revision) {
     if (!is_hub_name(commit)) fail("{} is damaged: it should hold a commit hash; {}", ref.string(), fetch);
   }
   fs::path snapshot = repository / "snapshots" / commit;
-  if (!is_folder(snapshot)) fail("{} is in the Hugging Face cache ({}), but not its revision {}; {}", model, repository.string(), revision, fetch);
+  if (!is_folder(snapshot))
+    fail("{} is in the Hugging Face cache ({}), but not its revision {}; {}", model, repository.string(), revision,
+         fetch);
   if (!fs::exists(snapshot / "config.json", ignored)) {
     fail("{} has no config.json: the download of {} was not finished; {}", snapshot.string(), model, fetch);
   }

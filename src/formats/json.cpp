@@ -27,11 +27,15 @@ class Watcher {
         break;
       case Event::key: {
         const std::string& key = value.template get_ref<const std::string&>();
-        if (!keys_.back().insert(key).second) fail("{}: the key {} stands twice in one object", where_, Json(key).dump());
+        if (!keys_.back().insert(key).second)
+          fail("{}: the key {} stands twice in one object", where_, Json(key).dump());
         break;
       }
-      case Event::object_end: keys_.pop_back(); break;
-      default: break;
+      case Event::object_end:
+        keys_.pop_back();
+        break;
+      default:
+        break;
     }
     return true;
   }
@@ -46,9 +50,10 @@ template <typename Json>
 Json parse(std::string_view text, std::string_view where, int depth_limit) {
   Watcher watcher(where, depth_limit);
   try {
-    return Json::parse(text.begin(), text.end(), [&watcher](int depth, typename Json::parse_event_t event, Json& value) {
-      return watcher(depth, static_cast<nlohmann::json::parse_event_t>(event), value);
-    });
+    return Json::parse(text.begin(), text.end(),
+                       [&watcher](int depth, typename Json::parse_event_t event, Json& value) {
+                         return watcher(depth, static_cast<nlohmann::json::parse_event_t>(event), value);
+                       });
   } catch (const nlohmann::json::exception& error) {
     // The library's sentence starts with its own name and number in brackets: "[json.exception.parse_error.101] ...".
     std::string_view reason = error.what();
@@ -120,7 +125,8 @@ const nlohmann::json& JsonView::require(std::string_view key, std::string_view e
 
 void JsonView::refuse(std::string_view key, std::string_view expected) const {
   const nlohmann::json* found = find(key);
-  fail("{}: {} should be {}, found {}", where_, join_path(path_, key), expected, found == nullptr ? "nothing" : json_excerpt(*found));
+  fail("{}: {} should be {}, found {}", where_, join_path(path_, key), expected,
+       found == nullptr ? "nothing" : json_excerpt(*found));
 }
 
 bool JsonView::has(std::string_view key) const { return find(key) != nullptr; }

@@ -23,7 +23,8 @@ inline constexpr std::size_t kJsonSizeLimit = std::size_t{256} << 20;
 nlohmann::json parse_json(std::string_view text, std::string_view where, int depth_limit = kJsonDepthLimit);
 
 /// The same, with the keys of each object in the order of the text.
-nlohmann::ordered_json parse_ordered_json(std::string_view text, std::string_view where, int depth_limit = kJsonDepthLimit);
+nlohmann::ordered_json parse_ordered_json(std::string_view text, std::string_view where,
+                                          int depth_limit = kJsonDepthLimit);
 
 /// Reads and parses a file of at most kJsonSizeLimit bytes.
 nlohmann::json read_json_file(const std::filesystem::path& path);

@@ -7,8 +7,8 @@
 #include "core/log.h"
 #include "formats/json.h"
 
-#include <nlohmann/json.hpp>
 #include <pcre2.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <array>
@@ -35,19 +35,21 @@ struct QuantConfig::Rule::Pattern {
   Pattern& operator=(const Pattern&) = delete;
   ~Pattern() { pcre2_code_free(compiled); }
 
-  bool matches(std::string_view module, const std::string& text) const {
+  bool matches(std::string_view module, const std::string& expression) const {
     struct Free {
       void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
       void operator()(pcre2_match_context* context) const { pcre2_match_context_free(context); }
     };
     const std::unique_ptr<pcre2_match_data, Free> data(pcre2_match_data_create_from_pattern(compiled, nullptr));
     const std::unique_ptr<pcre2_match_context, Free> context(pcre2_match_context_create(nullptr));
-    if (!data || !context) fail("no memory to match the pattern {}", text);
+    if (!data || !context) fail("no memory to match the pattern {}", expression);
     // Names have some 50 characters; a pattern that needs more steps than this backtracks without end.
     constexpr std::uint32_t kStepLimit = 100'000;
     pcre2_set_match_limit(context.get(), kStepLimit);
-    const int result = pcre2_match(compiled, reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0, 0, data.get(), context.get());
-    if (result < PCRE2_ERROR_NOMATCH) fail("the pattern {} of dynamic cannot be matched against {}: it takes too many steps", text, module);
+    const int result = pcre2_match(compiled, reinterpret_cast<PCRE2_SPTR>(module.data()), module.size(), 0, 0,
+                                   data.get(), context.get());
+    if (result < PCRE2_ERROR_NOMATCH)
+      fail("the pattern {} of dynamic cannot be matched against {}: it takes too many steps", expression, module);
     return result >= 0;
   }
 
@@ -72,8 +74,12 @@ std::string lower(std::string_view text) {
 
 /// Copies an object with lower-case keys, synonyms replaced by the usual name; the usual name wins over a synonym.
 Json normalised(const nlohmann::ordered_json& object) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 5> kSynonyms = {{
-      {"w_bit", "bits"}, {"wbits", "bits"}, {"q_group_size", "group_size"}, {"method", "quant_method"}, {"format", "checkpoint_format"}}};
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 5> kSynonyms = {
+      {{"w_bit", "bits"},
+       {"wbits", "bits"},
+       {"q_group_size", "group_size"},
+       {"method", "quant_method"},
+       {"format", "checkpoint_format"}}};
   Json out = Json::object();
   for (const auto& [key, value] : object.items()) out[lower(key)] = Json(value);
   for (const auto& [synonym, name] : kSynonyms) {
@@ -96,8 +102,11 @@ std::int64_t read_group_size(const JsonView& view) {
 }
 
 [[noreturn]] void refuse_method(std::string_view where, std::string_view what) {
-  fail("{}: the model is quantised with {}, which nibble does not read; use a checkpoint of the GPTQ method in format gptq or gptq_v2, "
-       "or quantise the original model with `nibble quantize`", where, what);
+  fail(
+      "{}: the model is quantised with {}, which nibble does not read; use a checkpoint of the GPTQ method in format "
+      "gptq or gptq_v2, "
+      "or quantise the original model with `nibble quantize`",
+      where, what);
 }
 
 void check_supported(const JsonView& view) {
@@ -123,7 +132,8 @@ void check_supported(const JsonView& view) {
     fail("{}: rotation is {}: the model needs its inputs rotated as it runs, which nibble does not do", where,
          json_excerpt(view.value().at("rotation")));
   }
-  if (view.has("adapter")) log_warn(fmt::format("{}: the adapter is ignored; only the quantised base model is used", where));
+  if (view.has("adapter"))
+    log_warn(fmt::format("{}: the adapter is ignored; only the quantised base model is used", where));
 }
 
 std::vector<std::vector<std::string>> read_module_groups(const JsonView& view) {
@@ -152,7 +162,8 @@ QuantConfig::Rule read_rule(const std::string& key, const nlohmann::ordered_json
   QuantConfig::Rule rule;
   rule.excludes = key.starts_with("-:");
   rule.text = rule.excludes || key.starts_with("+:") ? key.substr(2) : key;
-  if (rule.text.size() > kPatternLimit) fail("{}: a pattern of dynamic has {} characters, more than {}", where, rule.text.size(), kPatternLimit);
+  if (rule.text.size() > kPatternLimit)
+    fail("{}: a pattern of dynamic has {} characters, more than {}", where, rule.text.size(), kPatternLimit);
   rule.pattern = std::make_shared<const QuantConfig::Rule::Pattern>(rule.text, where);
   if (rule.excludes) return rule;
   if (!value.is_object()) fail("{}: dynamic.{} should be an object, found {}", where, key, json_excerpt(Json(value)));
@@ -173,7 +184,8 @@ std::vector<std::string> read_quantizers(const JsonView& view) {
 }
 
 QuantConfig from_json(const nlohmann::ordered_json& json, const std::string& where) {
-  if (!json.is_object()) fail("{}: the quantisation configuration should be an object, found {}", where, json_excerpt(Json(json)));
+  if (!json.is_object())
+    fail("{}: the quantisation configuration should be an object, found {}", where, json_excerpt(Json(json)));
   const Json values = normalised(json);
   const JsonView view(values, where);
   check_supported(view);
@@ -195,7 +207,8 @@ QuantConfig from_json(const nlohmann::ordered_json& json, const std::string& whe
     if (lower(key) != "dynamic" || value.is_null()) continue;
     if (!value.is_object()) fail("{}: dynamic should be an object, found {}", where, json_excerpt(Json(value)));
     if (value.size() > kRuleLimit) fail("{}: dynamic has {} rules, more than {}", where, value.size(), kRuleLimit);
-    for (const auto& [pattern, overrides] : value.items()) config.dynamic.push_back(read_rule(pattern, overrides, where));
+    for (const auto& [pattern, overrides] : value.items())
+      config.dynamic.push_back(read_rule(pattern, overrides, where));
   }
   return config;
 }

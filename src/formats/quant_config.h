@@ -1,4 +1,5 @@
-// How a checkpoint was quantised with GPTQ: the one description that loaders and writers share, whatever file it came from.
+// How a checkpoint was quantised with GPTQ: the one description that loaders and writers share, whatever file it came
+// from.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -18,7 +19,7 @@ enum class ZeroFormat : std::uint8_t { v1, v2 };
 
 /// The settings of one quantised linear.
 struct LinearQuant {
-  int bits = 4;                  // 2, 3, 4 or 8
+  int bits = 4;                   // 2, 3, 4 or 8
   std::int64_t group_size = 128;  // input features that share a scale; -1: all of them
   bool desc_act = false;
   bool sym = true;
@@ -51,9 +52,9 @@ struct QuantConfig {
   /// The file that this was read from; empty where it was not read.
   std::string source;
 
-  /// The settings of one linear, `dynamic` applied (its first rule that matches wins); nothing where a rule says that it
-  /// is not quantised. `module` is the full name, such as "model.layers.3.mlp.down_proj". Throws Error where a pattern
-  /// takes too long to match.
+  /// The settings of one linear, `dynamic` applied (its first rule that matches wins); nothing where a rule says that
+  /// it is not quantised. `module` is the full name, such as "model.layers.3.mlp.down_proj". Throws Error where a
+  /// pattern takes too long to match.
   std::optional<LinearQuant> for_module(std::string_view module) const;
 
   /// GPTQModel 0.9 or later packed this: its v1 zeros were made by subtracting a constant from whole words.
@@ -63,9 +64,9 @@ struct QuantConfig {
   nlohmann::ordered_json to_json() const;
 };
 
-/// Reads the text of one configuration object; `where` names it in errors. Keys are read in any case. Throws Error that says
-/// what is not supported: other methods (awq, ...), other layouts (marlin, bitblas, gptq_p), widths other than 2, 3, 4
-/// and 8 bits, word types other than int32, rotated inputs.
+/// Reads the text of one configuration object; `where` names it in errors. Keys are read in any case. Throws Error that
+/// says what is not supported: other methods (awq, ...), other layouts (marlin, bitblas, gptq_p), widths other than 2,
+/// 3, 4 and 8 bits, word types other than int32, rotated inputs.
 QuantConfig parse_quant_config(std::string_view text, std::string_view where);
 
 /// Finds the configuration of a model folder: config.json's quantization_config, else quantize_config.json, else

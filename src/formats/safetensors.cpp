@@ -32,11 +32,11 @@ std::string format_name(DType dtype) {
 }
 
 std::optional<DType> dtype_from_format(const std::string& name) {
-  constexpr std::array kAll = {DType::f64,         DType::f32,     DType::f16,     DType::bf16,       DType::f8_e4m3,
-                               DType::f8_e5m2,     DType::f8_e8m0, DType::f8_e4m3fnuz, DType::f8_e5m2fnuz,
-                               DType::f6_e2m3,     DType::f6_e3m2, DType::f4,      DType::c64,        DType::i64,
-                               DType::i32,         DType::i16,     DType::i8,      DType::u64,        DType::u32,
-                               DType::u16,         DType::u8,      DType::boolean};
+  constexpr std::array kAll = {DType::f64,     DType::f32,     DType::f16,         DType::bf16,        DType::f8_e4m3,
+                               DType::f8_e5m2, DType::f8_e8m0, DType::f8_e4m3fnuz, DType::f8_e5m2fnuz, DType::f6_e2m3,
+                               DType::f6_e3m2, DType::f4,      DType::c64,         DType::i64,         DType::i32,
+                               DType::i16,     DType::i8,      DType::u64,         DType::u32,         DType::u16,
+                               DType::u8,      DType::boolean};
   for (const DType dtype : kAll) {
     if (format_name(dtype) == name) return dtype;
   }
@@ -45,8 +45,10 @@ std::optional<DType> dtype_from_format(const std::string& name) {
 
 /// The bytes of a tensor, which must be a whole number.
 std::size_t size_in_bytes(DType dtype, const Shape& shape, const std::string& what) {
-  const auto bits = checked_mul(static_cast<std::size_t>(element_count(shape)), static_cast<std::size_t>(bits_of(dtype)), what);
-  if (bits % 8 != 0) fail("{}: {} elements of type {} are no whole number of bytes", what, to_string(shape), name_of(dtype));
+  const auto bits =
+      checked_mul(static_cast<std::size_t>(element_count(shape)), static_cast<std::size_t>(bits_of(dtype)), what);
+  if (bits % 8 != 0)
+    fail("{}: {} elements of type {} are no whole number of bytes", what, to_string(shape), name_of(dtype));
   return bits / 8;
 }
 
@@ -91,8 +93,8 @@ Entry parse_entry(const std::string& name, const nlohmann::json& value, std::str
   if (entry.end < entry.begin) fail("{}: its data ends at {}, before it begins at {}", what, entry.end, entry.begin);
   const std::size_t expected = size_in_bytes(entry.dtype, entry.shape, what);
   if (entry.end - entry.begin != expected) {
-    fail("{}: {} of shape {} takes {} bytes, but the header gives it {}", what, name_of(entry.dtype), to_string(entry.shape),
-         expected, entry.end - entry.begin);
+    fail("{}: {} of shape {} takes {} bytes, but the header gives it {}", what, name_of(entry.dtype),
+         to_string(entry.shape), expected, entry.end - entry.begin);
   }
   return entry;
 }
@@ -105,14 +107,19 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string
   }
   std::uint64_t length = 0;
   std::memcpy(&length, file.data(), kLengthBytes);
-  if (length > kHeaderLimit) fail("{}: the header would have {} bytes, more than the {} allowed; this is no safetensors file", where, length, kHeaderLimit);
+  if (length > kHeaderLimit)
+    fail("{}: the header would have {} bytes, more than the {} allowed; this is no safetensors file", where, length,
+         kHeaderLimit);
   if (length > file.size() - kLengthBytes) {
-    fail("{} is cut off: its header has {} bytes, but only {} follow the length field", where, length, file.size() - kLengthBytes);
+    fail("{} is cut off: its header has {} bytes, but only {} follow the length field", where, length,
+         file.size() - kLengthBytes);
   }
   const auto* text = reinterpret_cast<const char*>(file.data() + kLengthBytes);
-  if (length == 0 || text[0] != '{') fail("{}: the header does not start with an opening brace; this is no safetensors file", where);
+  if (length == 0 || text[0] != '{')
+    fail("{}: the header does not start with an opening brace; this is no safetensors file", where);
 
-  const nlohmann::json json = parse_json({text, static_cast<std::size_t>(length)}, fmt::format("{} (header)", where), kHeaderDepth);
+  const nlohmann::json json =
+      parse_json({text, static_cast<std::size_t>(length)}, fmt::format("{} (header)", where), kHeaderDepth);
   SafetensorsHeader header;
   header.bytes = file.first(kLengthBytes + static_cast<std::size_t>(length));
   const std::span<const std::byte> data = file.subspan(header.bytes.size());
@@ -125,7 +132,8 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string
     }
     if (!value.is_object()) fail("{}: __metadata__ should be an object, found {}", where, json_excerpt(value));
     for (const auto& [key, text_value] : value.items()) {
-      if (!text_value.is_string()) fail("{}: __metadata__.{} should be a string, found {}", where, key, json_excerpt(text_value));
+      if (!text_value.is_string())
+        fail("{}: __metadata__.{} should be a string, found {}", where, key, json_excerpt(text_value));
       header.metadata.emplace(key, text_value.get<std::string>());
     }
   }
@@ -135,20 +143,23 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string
   std::uint64_t position = 0;
   for (Entry& entry : entries) {
     if (entry.begin != position) {
-      fail("{}: tensor {} begins at byte {} of the data, where {} was expected: tensors must follow each other without holes or overlaps",
-           where, entry.name, entry.begin, position);
+      fail(
+          "{}: tensor {} begins at byte {} of the data, where {} was expected: tensors must follow each other without "
+          "holes or overlaps",
+          where, entry.name, entry.begin, position);
     }
     if (entry.end > data.size()) {
-      fail("{} is cut off: tensor {} ends at byte {} of the data, of which there are {}; download it again", where, entry.name,
-           entry.end, data.size());
+      fail("{} is cut off: tensor {} ends at byte {} of the data, of which there are {}; download it again", where,
+           entry.name, entry.end, data.size());
     }
     position = entry.end;
-    const auto bytes = data.subspan(static_cast<std::size_t>(entry.begin), static_cast<std::size_t>(entry.end - entry.begin));
+    const auto bytes =
+        data.subspan(static_cast<std::size_t>(entry.begin), static_cast<std::size_t>(entry.end - entry.begin));
     header.tensors.emplace(std::move(entry.name), TensorView{entry.dtype, std::move(entry.shape), bytes});
   }
   if (position != data.size()) {
-    fail("{}: {} bytes of data belong to no tensor (the tensors end at byte {} of {})", where, data.size() - position, position,
-         data.size());
+    fail("{}: {} bytes of data belong to no tensor (the tensors end at byte {} of {})", where, data.size() - position,
+         position, data.size());
   }
   return header;
 }
@@ -164,8 +175,9 @@ const TensorView* SafetensorsFile::find(std::string_view name) const {
 SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vector<TensorDeclaration> tensors,
                                      const std::map<std::string, std::string>& metadata)
     : path_(path), file_(path) {
-  std::stable_sort(tensors.begin(), tensors.end(),
-                   [](const TensorDeclaration& a, const TensorDeclaration& b) { return bits_of(a.dtype) > bits_of(b.dtype); });
+  std::stable_sort(tensors.begin(), tensors.end(), [](const TensorDeclaration& a, const TensorDeclaration& b) {
+    return bits_of(a.dtype) > bits_of(b.dtype);
+  });
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   if (!metadata.empty()) json["__metadata__"] = metadata;
   for (const TensorDeclaration& tensor : tensors) {
@@ -176,11 +188,13 @@ SafetensorsWriter::SafetensorsWriter(const std::filesystem::path& path, std::vec
       fail("{} cannot be written: the name is taken", what);
     }
     total_size_ = slot.end;
-    json[tensor.name] = {{"dtype", format_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {slot.begin, slot.end}}};
+    json[tensor.name] = {
+        {"dtype", format_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {slot.begin, slot.end}}};
   }
   std::string text = json.dump();
   text.resize(round_up(text.size(), kLengthBytes), ' ');
-  if (text.size() > kHeaderLimit) fail("{}: {} tensors are too many for one safetensors file", path.string(), tensors.size());
+  if (text.size() > kHeaderLimit)
+    fail("{}: {} tensors are too many for one safetensors file", path.string(), tensors.size());
   const std::uint64_t length = text.size();
   file_.write(std::as_bytes(std::span(&length, 1)));
   file_.write(text);
@@ -192,7 +206,8 @@ void SafetensorsWriter::append(std::string_view name, std::span<const std::byte>
   if (it == slots_.end()) fail("{}: tensor {} was written without having been declared", path_.string(), name);
   Slot& slot = it->second;
   if (bytes.size() > slot.end - slot.begin - slot.written) {
-    fail("{}: tensor {} was declared with {} bytes, and more were written", path_.string(), name, slot.end - slot.begin);
+    fail("{}: tensor {} was declared with {} bytes, and more were written", path_.string(), name,
+         slot.end - slot.begin);
   }
   file_.write_at(data_start_ + slot.begin + slot.written, bytes);
   slot.written += bytes.size();

@@ -23,9 +23,10 @@ struct SafetensorsHeader {
   std::span<const std::byte> bytes;
 };
 
-/// Parses a whole file that lies in memory; `where` names it in errors. Throws Error unless every rule of the format holds:
-/// header length at most 100,000,000 and inside the file; JSON that starts with `{`, has no key twice, and only known
-/// types; shapes whose size is that of their byte range; ranges that tile the data exactly, without hole or overlap.
+/// Parses a whole file that lies in memory; `where` names it in errors. Throws Error unless every rule of the format
+/// holds: header length at most 100,000,000 and inside the file; JSON that starts with `{`, has no key twice, and only
+/// known types; shapes whose size is that of their byte range; ranges that tile the data exactly, without hole or
+/// overlap.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, std::string_view where);
 
 /// One mapped safetensors file.
@@ -55,9 +56,9 @@ struct TensorDeclaration {
   Shape shape;
 };
 
-/// Writes a safetensors file whose tensors are declared first; their data then comes in any order and in pieces, so that
-/// no more than a piece need be in memory. Tensors are laid out by falling size of their type, then in the order given,
-/// and the header is padded to 8 bytes, so that all data is aligned for its type.
+/// Writes a safetensors file whose tensors are declared first; their data then comes in any order and in pieces, so
+/// that no more than a piece need be in memory. Tensors are laid out by falling size of their type, then in the order
+/// given, and the header is padded to 8 bytes, so that all data is aligned for its type.
 class SafetensorsWriter {
  public:
   /// `metadata` should hold format = pt: transformers refuses files without it. Throws Error on a name given twice.

@@ -90,7 +90,9 @@ TEST(AtomicFileTest, AppearsOnlyWhenCommitted) {
 
 TEST(AtomicFileTest, LeavesNothingBehindWithoutCommit) {
   const TempFolder folder;
-  { AtomicFile(folder.path() / "out").write("half"); }
+  {
+    AtomicFile(folder.path() / "out").write("half");
+  }
   EXPECT_EQ(entries_in(folder.path()), 0U);
 }
 

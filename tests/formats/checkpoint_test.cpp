@@ -62,7 +62,8 @@ TEST_F(CheckpointTest, OpensASingleFile) {
 TEST_F(CheckpointTest, OpensShardsAlsoInSubfolders) {
   weights("model-1.safetensors", {"a"}, '1');
   weights("layers/model-2.safetensors", {"b", "unlisted"}, '2');
-  folder_.write("model.safetensors.index.json", index_of({{"a", "model-1.safetensors"}, {"b", "layers/model-2.safetensors"}}));
+  folder_.write("model.safetensors.index.json",
+                index_of({{"a", "model-1.safetensors"}, {"b", "layers/model-2.safetensors"}}));
   const Checkpoint checkpoint(path());
   EXPECT_EQ(first_byte(checkpoint, "a"), '1');
   EXPECT_EQ(first_byte(checkpoint, "b"), '2');
@@ -90,11 +91,15 @@ TEST_F(CheckpointTest, TakesTheOnlyFileWhateverItsName) {
 }
 
 TEST_F(CheckpointTest, SaysWhatAnAbsentTensorIsLike) {
-  weights("model.safetensors", {"model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"});
+  weights("model.safetensors",
+          {"model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"});
   const Checkpoint checkpoint(path());
-  const std::string sentence = test::error_of([&] { (void)checkpoint.tensor("model.layers.0.self_atn.q_proj.weight"); });
-  EXPECT_NE(sentence.find(path().string() + " has no tensor model.layers.0.self_atn.q_proj.weight"), std::string::npos) << sentence;
-  EXPECT_NE(sentence.find("most like it are model.layers.0.self_attn.q_proj.weight, model.layers.1"), std::string::npos) << sentence;
+  const std::string sentence =
+      test::error_of([&] { (void)checkpoint.tensor("model.layers.0.self_atn.q_proj.weight"); });
+  EXPECT_NE(sentence.find(path().string() + " has no tensor model.layers.0.self_atn.q_proj.weight"), std::string::npos)
+      << sentence;
+  EXPECT_NE(sentence.find("most like it are model.layers.0.self_attn.q_proj.weight, model.layers.1"), std::string::npos)
+      << sentence;
   EXPECT_EQ(sentence.find("lm_head"), std::string::npos) << sentence;
 }
 
@@ -112,8 +117,9 @@ TEST_F(CheckpointTest, RefusesFoldersThatAreNoModel) {
 TEST_F(CheckpointTest, RefusesAnIndexThatLeavesTheFolder) {
   const TempFolder elsewhere;
   write_weights(elsewhere.path() / "x.safetensors", {"a"});
-  for (const std::string& name : {std::string("../x.safetensors"), (elsewhere.path() / "x.safetensors").string(),
-                                  std::string("sub/../../x.safetensors"), std::string(""), std::string("x\0.safetensors", 14)}) {
+  for (const std::string& name :
+       {std::string("../x.safetensors"), (elsewhere.path() / "x.safetensors").string(),
+        std::string("sub/../../x.safetensors"), std::string(""), std::string("x\0.safetensors", 14)}) {
     folder_.write("model.safetensors.index.json", index_of({{"a", name}}));
     expect_error("is not inside of", [&] { Checkpoint{path()}; });
   }

@@ -146,12 +146,14 @@ TEST_F(GgufImportTest, PutsRotaryRowsBackInOrder) {
   Change change;
   change.biases = true;
   import(change);
-  for (const auto& [name, rows] : {std::pair<std::string, std::uint64_t>{"q_proj", kHeads * kHeadDim}, {"k_proj", kKvHeads * kHeadDim}}) {
+  for (const auto& [name, rows] :
+       {std::pair<std::string, std::uint64_t>{"q_proj", kHeads * kHeadDim}, {"k_proj", kKvHeads * kHeadDim}}) {
     const std::vector<float> weight = values("model.layers.0.self_attn." + name + ".weight");
     const std::vector<float> bias = values("model.layers.0.self_attn." + name + ".bias");
     for (std::size_t row = 0; row < rows; ++row) {
       EXPECT_EQ(bias[row], static_cast<float>(stored_row(row)));
-      for (std::size_t c = 0; c < kHidden; ++c) EXPECT_EQ(weight[row * kHidden + c], static_cast<float>(stored_row(row) * kHidden + c));
+      for (std::size_t c = 0; c < kHidden; ++c)
+        EXPECT_EQ(weight[row * kHidden + c], static_cast<float>(stored_row(row) * kHidden + c));
     }
   }
   const std::vector<float> v = values("model.layers.0.self_attn.v_proj.weight");
@@ -181,7 +183,9 @@ TEST_F(GgufImportTest, LeavesTheRowsOfOtherArchitecturesAlone) {
 TEST_F(GgufImportTest, WritesBf16AndRefusesWhatF16CannotHold) {
   Change change;
   change.without = {"output_norm.weight"};
-  change.more = [](GgufBuilder& builder) { builder.floats("output_norm.weight", {kHidden}, [](std::size_t) { return 70000.0f; }); };
+  change.more = [](GgufBuilder& builder) {
+    builder.floats("output_norm.weight", {kHidden}, [](std::size_t) { return 70000.0f; });
+  };
   expect_refused("tensor output_norm.weight holds 70000, which f16 cannot; import with --dtype bf16", change);
   import(change, {DType::bf16, true});
   EXPECT_EQ(Checkpoint(out()).tensor("model.norm.weight").dtype, DType::bf16);
@@ -203,7 +207,9 @@ TEST_F(GgufImportTest, RefusesModelsThatItCannotExpress) {
     edit(change);
     return change;
   };
-  const auto with = [&](const std::function<void(GgufBuilder&)>& more) { return changed([&](Change& c) { c.more = more; }); };
+  const auto with = [&](const std::function<void(GgufBuilder&)>& more) {
+    return changed([&](Change& c) { c.more = more; });
+  };
   const auto without = [&](const std::string& name) { return changed([&](Change& c) { c.without = {name}; }); };
   expect_refused("the architecture is gemma", changed([](Change& c) { c.architecture = "gemma"; }));
   expect_refused("has no key llama.embedding_length", without("embedding_length"));
@@ -213,38 +219,50 @@ TEST_F(GgufImportTest, RefusesModelsThatItCannotExpress) {
   expect_refused("has no tensor blk.0.ffn_up.weight", without("blk.0.ffn_up.weight"));
   expect_refused("has no tensor output_norm.weight", without("output_norm.weight"));
   expect_refused("mixture of experts", with([](GgufBuilder& b) { b.u32("llama.expert_count", 8); }));
-  expect_refused("llama.vocab_size is 7, but the embedding has 6 rows", with([](GgufBuilder& b) { b.u32("llama.vocab_size", 7); }));
-  expect_refused("only 4 of 8 features of a head are rotated", with([](GgufBuilder& b) { b.u32("llama.rope.dimension_count", 4); }));
-  expect_refused("keys and values differ in size", with([](GgufBuilder& b) { b.u32("llama.attention.value_length", 4); }));
-  expect_refused("has the tensor blk.0.extra, for which", with([](GgufBuilder& b) { b.floats("blk.0.extra", {1}, counted); }));
+  expect_refused("llama.vocab_size is 7, but the embedding has 6 rows",
+                 with([](GgufBuilder& b) { b.u32("llama.vocab_size", 7); }));
+  expect_refused("only 4 of 8 features of a head are rotated",
+                 with([](GgufBuilder& b) { b.u32("llama.rope.dimension_count", 4); }));
+  expect_refused("keys and values differ in size",
+                 with([](GgufBuilder& b) { b.u32("llama.attention.value_length", 4); }));
+  expect_refused("has the tensor blk.0.extra, for which",
+                 with([](GgufBuilder& b) { b.floats("blk.0.extra", {1}, counted); }));
   expect_refused("llama.rope.scaling.type is magic", with([](GgufBuilder& b) {
-    b.string("llama.rope.scaling.type", "magic").f32("llama.rope.scaling.factor", 2);
-  }));
-  expect_refused("some attention projections have a bias", with([](GgufBuilder& b) { b.floats("blk.0.attn_q.bias", {16}, counted); }));
+                   b.string("llama.rope.scaling.type", "magic").f32("llama.rope.scaling.factor", 2);
+                 }));
+  expect_refused("some attention projections have a bias",
+                 with([](GgufBuilder& b) { b.floats("blk.0.attn_q.bias", {16}, counted); }));
   expect_refused("qwen2 needs biases", changed([](Change& c) { c.architecture = "qwen2"; }));
-  expect_refused("norms of q and k belong to qwen3", with([](GgufBuilder& b) { b.floats("blk.0.attn_q_norm.weight", {8}, counted); }));
+  expect_refused("norms of q and k belong to qwen3",
+                 with([](GgufBuilder& b) { b.floats("blk.0.attn_q_norm.weight", {8}, counted); }));
   expect_refused("tensor output.weight has the shape [5, 16], but the file's keys make it [6, 16]",
                  with([](GgufBuilder& b) { b.floats("output.weight", {16, 5}, counted); }));
   expect_refused("chat template is not valid UTF-8", changed([](Change& c) {
-    c.without = {"tokenizer.chat_template"};
-    c.more = [](GgufBuilder& b) { b.string("tokenizer.chat_template", "a\xff"); };
-  }));
+                   c.without = {"tokenizer.chat_template"};
+                   c.more = [](GgufBuilder& b) { b.string("tokenizer.chat_template", "a\xff"); };
+                 }));
 }
 
 TEST_F(GgufImportTest, WritesRotaryScaling) {
   Change linear;
-  linear.more = [](GgufBuilder& b) { b.string("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 4); };
+  linear.more = [](GgufBuilder& b) {
+    b.string("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 4);
+  };
   import(linear);
   EXPECT_EQ(json("config.json")["rope_scaling"], (nlohmann::json{{"rope_type", "linear"}, {"factor", 4.0}}));
   Change yarn;
   yarn.more = [](GgufBuilder& b) {
-    b.string("llama.rope.scaling.type", "yarn").f32("llama.rope.scaling.factor", 4).u32("llama.rope.scaling.original_context_length", 64);
+    b.string("llama.rope.scaling.type", "yarn")
+        .f32("llama.rope.scaling.factor", 4)
+        .u32("llama.rope.scaling.original_context_length", 64);
   };
   import(yarn);
-  EXPECT_EQ(json("config.json")["rope_scaling"], (nlohmann::json{{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}}));
+  EXPECT_EQ(json("config.json")["rope_scaling"],
+            (nlohmann::json{{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}}));
 }
 
-/// Divisors as llama.cpp's converter writes them for Llama 3.1, from the scaling's definition with its wavelength bands.
+/// Divisors as llama.cpp's converter writes them for Llama 3.1, from the scaling's definition with its wavelength
+/// bands.
 float llama3_divisor(std::size_t i) {
   const double wavelength = 2 * M_PI * std::pow(500000.0, 2.0 * static_cast<double>(i) / kHeadDim);
   if (wavelength < 8192.0 / 4.0) return 1.0f;
@@ -262,7 +280,9 @@ TEST_F(GgufImportTest, RecognisesTheScalingOfLlama3) {
   EXPECT_EQ(scaling["factor"], 8.0);
   EXPECT_EQ(scaling["original_max_position_embeddings"], 8192);
   std::filesystem::remove_all(out());
-  change.more = [](GgufBuilder& b) { b.floats("rope_freqs.weight", {kHeadDim / 2}, [](std::size_t i) { return i == 0 ? 3.0f : 1.0f; }); };
+  change.more = [](GgufBuilder& b) {
+    b.floats("rope_freqs.weight", {kHeadDim / 2}, [](std::size_t i) { return i == 0 ? 3.0f : 1.0f; });
+  };
   expect_refused("is not the table of Llama 3's scaling", change);
 }
 
@@ -300,12 +320,14 @@ TEST(GgufTokenizerTest, ChoosesThePreTokenizerByName) {
   EXPECT_EQ(byte_level("gpt-2")["pre_tokenizer"]["type"], "ByteLevel");
   const auto llama3 = byte_level("llama-bpe");
   EXPECT_EQ(llama3["model"]["ignore_merges"], true);
-  EXPECT_NE(llama3["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].get<std::string>().find(R"(|\p{N}{1,3}|)"), std::string::npos);
+  EXPECT_NE(llama3["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].get<std::string>().find(R"(|\p{N}{1,3}|)"),
+            std::string::npos);
   EXPECT_EQ(llama3["post_processor"]["processors"][1]["single"][0]["SpecialToken"]["id"], "<s>");
   const auto qwen = byte_level("qwen2");
   EXPECT_EQ(qwen["normalizer"]["type"], "NFC");
   EXPECT_EQ(qwen["model"]["ignore_merges"], false);
-  EXPECT_NE(qwen["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].get<std::string>().find(R"(|\p{N}|)"), std::string::npos);
+  EXPECT_NE(qwen["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].get<std::string>().find(R"(|\p{N}|)"),
+            std::string::npos);
   EXPECT_TRUE(qwen["post_processor"].is_null());
   expect_error("tokenizer.ggml.pre is klingon", [] { byte_level("klingon"); });
 }
@@ -315,7 +337,9 @@ void sentencepiece_keys(GgufBuilder& b) {
   b.strings("tokenizer.ggml.tokens", {"<unk>", "<s>", "</s>", "<0x0A>", "a", "b", "c", "bc", "ab", "abc", "[PAD9]"});
   b.array("tokenizer.ggml.scores", 6, std::vector<float>{0, 0, 0, 0, -10, -11, -12, -2, -1, -3, 0});
   b.array("tokenizer.ggml.token_type", 5, std::vector<std::int32_t>{2, 3, 3, 6, 1, 1, 1, 1, 1, 1, 5});
-  b.u32("tokenizer.ggml.bos_token_id", 1).u32("tokenizer.ggml.eos_token_id", 2).u32("tokenizer.ggml.unknown_token_id", 0);
+  b.u32("tokenizer.ggml.bos_token_id", 1)
+      .u32("tokenizer.ggml.eos_token_id", 2)
+      .u32("tokenizer.ggml.unknown_token_id", 0);
 }
 
 TEST(GgufTokenizerTest, RebuildsMergesFromScores) {
@@ -324,6 +348,9 @@ TEST(GgufTokenizerTest, RebuildsMergesFromScores) {
   EXPECT_EQ(json["model"]["merges"], nlohmann::ordered_json::array({"a b", "b c", "ab c", "a bc"}));
   EXPECT_EQ(json["model"]["byte_fallback"], true);
   EXPECT_EQ(json["model"]["fuse_unk"], true);
+  ASSERT_EQ(json["added_tokens"].size(), 3U);
+  EXPECT_EQ(json["added_tokens"][0]["content"], "<unk>");
+  EXPECT_EQ(json["added_tokens"][0]["special"], true);
   EXPECT_EQ(json["model"]["unk_token"], "<unk>");
   EXPECT_FALSE(json["model"]["vocab"].contains("[PAD9]"));
   EXPECT_EQ(json["normalizer"]["normalizers"][0]["type"], "Prepend");
@@ -337,7 +364,9 @@ TEST(GgufTokenizerTest, RebuildsMergesFromScores) {
 TEST(GgufTokenizerTest, AddsNoSpaceWhereTheFileSaysSo) {
   const nlohmann::ordered_json json = tokenizer_of([](GgufBuilder& b) {
     sentencepiece_keys(b);
-    b.boolean("tokenizer.ggml.add_space_prefix", false).boolean("tokenizer.ggml.add_bos_token", false).boolean("tokenizer.ggml.add_eos_token", true);
+    b.boolean("tokenizer.ggml.add_space_prefix", false)
+        .boolean("tokenizer.ggml.add_bos_token", false)
+        .boolean("tokenizer.ggml.add_eos_token", true);
   });
   EXPECT_EQ(json["normalizer"]["normalizers"].size(), 1U);
   EXPECT_EQ(json["decoder"]["decoders"].size(), 3U);
@@ -346,7 +375,8 @@ TEST(GgufTokenizerTest, AddsNoSpaceWhereTheFileSaysSo) {
 }
 
 TEST(GgufTokenizerTest, RefusesTokenizersThatMakeNoSense) {
-  expect_error("tokenizer.ggml.model is bert", [] { tokenizer_of([](GgufBuilder& b) { b.string("tokenizer.ggml.model", "bert"); }); });
+  expect_error("tokenizer.ggml.model is bert",
+               [] { tokenizer_of([](GgufBuilder& b) { b.string("tokenizer.ggml.model", "bert"); }); });
   expect_error("has no tokens", [] { tokenizer_of([](GgufBuilder& b) { b.string("tokenizer.ggml.model", "gpt2"); }); });
   const auto broken = [](const std::function<void(GgufBuilder&)>& more) {
     return [more] {
@@ -356,18 +386,23 @@ TEST(GgufTokenizerTest, RefusesTokenizersThatMakeNoSense) {
       });
     };
   };
-  expect_error("tokens 0 and 1 are the same", broken([](GgufBuilder& b) { b.strings("tokenizer.ggml.tokens", {"a", "a"}); }));
+  expect_error("tokens 0 and 1 are the same",
+               broken([](GgufBuilder& b) { b.strings("tokenizer.ggml.tokens", {"a", "a"}); }));
   expect_error("1 tokens have 2 token types", broken([](GgufBuilder& b) {
-    b.strings("tokenizer.ggml.tokens", {"a"}).array("tokenizer.ggml.token_type", 5, std::vector<std::int32_t>{1, 1});
-  }));
+                 b.strings("tokenizer.ggml.tokens", {"a"})
+                     .array("tokenizer.ggml.token_type", 5, std::vector<std::int32_t>{1, 1});
+               }));
   expect_error("the entry \"ab\", which is not two tokens", broken([](GgufBuilder& b) {
-    b.strings("tokenizer.ggml.tokens", {"a"}).strings("tokenizer.ggml.merges", {"ab"});
-  }));
+                 b.strings("tokenizer.ggml.tokens", {"a"}).strings("tokenizer.ggml.merges", {"ab"});
+               }));
   expect_error("bos_token_id is 9, but there are 1 tokens", broken([](GgufBuilder& b) {
-    b.strings("tokenizer.ggml.tokens", {"a"}).u32("tokenizer.ggml.bos_token_id", 9).boolean("tokenizer.ggml.add_bos_token", true);
-  }));
+                 b.strings("tokenizer.ggml.tokens", {"a"})
+                     .u32("tokenizer.ggml.bos_token_id", 9)
+                     .boolean("tokenizer.ggml.add_bos_token", true);
+               }));
   expect_error("have 0 scores", [] {
-    tokenizer_of([](GgufBuilder& b) { b.string("tokenizer.ggml.model", "llama").strings("tokenizer.ggml.tokens", {"a"}); });
+    tokenizer_of(
+        [](GgufBuilder& b) { b.string("tokenizer.ggml.model", "llama").strings("tokenizer.ggml.tokens", {"a"}); });
   });
 }
 

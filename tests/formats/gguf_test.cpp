@@ -52,9 +52,12 @@ TEST(GgufContentsTest, ReadsValuesOfEveryType) {
     builder.key("u16", 2, GgufBuilder::raw(std::uint16_t{60000})).key("i16", 3, GgufBuilder::raw(std::int16_t{-600}));
     builder.u32("u32", 4'000'000'000u).key("i32", 5, GgufBuilder::raw(std::int32_t{-7}));
     builder.f32("f32", 1e-5f).boolean("yes", true).string("text", "abc");
-    builder.key("u64", 10, GgufBuilder::raw(std::uint64_t{1} << 40)).key("i64", 11, GgufBuilder::raw(std::int64_t{-1} << 40));
+    builder.key("u64", 10, GgufBuilder::raw(std::uint64_t{1} << 40))
+        .key("i64", 11, GgufBuilder::raw(std::int64_t{-1} << 40));
     builder.key("f64", 12, GgufBuilder::raw(0.1));
-    builder.strings("words", {"a", "", "ccc"}).array("ints", 5, std::vector<std::int32_t>{1, -2}).array("reals", 6, std::vector<float>{0.5f});
+    builder.strings("words", {"a", "", "ccc"})
+        .array("ints", 5, std::vector<std::int32_t>{1, -2})
+        .array("reals", 6, std::vector<float>{0.5f});
     builder.tensor("t", 0, {2, 3}, std::string(24, '\0'));
     const std::string file = builder.bytes();
     const GgufContents gguf = parse(file);
@@ -82,7 +85,11 @@ TEST(GgufContentsTest, ReadsValuesOfEveryType) {
 
 TEST(GgufContentsTest, NamesFileAndKeyOfAWrongValue) {
   GgufBuilder builder;
-  builder.string("text", "abc").f32("nan", NAN).key("huge", 10, GgufBuilder::raw(~std::uint64_t{0})).strings("words", {"a"}).u32("n", 1);
+  builder.string("text", "abc")
+      .f32("nan", NAN)
+      .key("huge", 10, GgufBuilder::raw(~std::uint64_t{0}))
+      .strings("words", {"a"})
+      .u32("n", 1);
   const std::string file = builder.bytes();
   const GgufContents gguf = parse(file);
   expect_error("x.gguf: text should be an integer", [&] { (void)gguf.integer("text"); });
@@ -102,7 +109,9 @@ TEST(GgufContentsTest, RefusesWhatIsNoGguf) {
   expect_error("GGUF version 4", [] { parse(GgufBuilder(4).bytes()); });
   expect_error("GGUF version 0", [] { parse(GgufBuilder(0).bytes()); });
   expect_error("big-endian", [] { parse(GgufBuilder(0x03000000u).bytes()); });
-  expect_refused("part 2 of 3; merge the parts first", GgufBuilder().key("split.no", 2, GgufBuilder::raw(std::uint16_t{1})).key("split.count", 2, GgufBuilder::raw(std::uint16_t{3})));
+  expect_refused("part 2 of 3; merge the parts first", GgufBuilder()
+                                                           .key("split.no", 2, GgufBuilder::raw(std::uint16_t{1}))
+                                                           .key("split.count", 2, GgufBuilder::raw(std::uint16_t{3})));
 }
 
 TEST(GgufContentsTest, RefusesAFileCutOffAnywhere) {
@@ -129,7 +138,8 @@ TEST(GgufContentsTest, RefusesHostileCounts) {
   expect_refused("too large", GgufBuilder().key("a", 9, GgufBuilder::raw(std::uint32_t{6}) + huge));
   expect_refused("cut off or damaged", GgufBuilder().key("a", 9, GgufBuilder::raw(std::uint32_t{8}) + huge));
   expect_refused("unknown type 99", GgufBuilder().key("a", 99, ""));
-  expect_refused("unknown type 99", GgufBuilder().key("a", 9, GgufBuilder::raw(std::uint32_t{99}) + GgufBuilder::raw(std::uint64_t{1})));
+  expect_refused("unknown type 99",
+                 GgufBuilder().key("a", 9, GgufBuilder::raw(std::uint32_t{99}) + GgufBuilder::raw(std::uint64_t{1})));
   std::string nested;
   for (int i = 0; i < 100; ++i) nested += GgufBuilder::raw(std::uint32_t{9}) + GgufBuilder::raw(std::uint64_t{1});
   expect_refused("nested deeper than", GgufBuilder().key("a", 9, nested));

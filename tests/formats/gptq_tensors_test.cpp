@@ -70,7 +70,8 @@ class Linear {
       loaded.dequantize_row(n, row.data());
       for (std::int64_t k = 0; k < in_; ++k) {
         const std::int64_t at = g_idx_[k] * out_ + n;
-        ASSERT_EQ(row[k], half_to_float(scales_[at]) * static_cast<float>(codes_[k * out_ + n] - zeros_[at])) << n << ", " << k;
+        ASSERT_EQ(row[k], half_to_float(scales_[at]) * static_cast<float>(codes_[k * out_ + n] - zeros_[at]))
+            << n << ", " << k;
       }
     }
   }
@@ -255,7 +256,8 @@ TEST(GptqTensorsLoadTest, NamesTheTensorThatDoesNotFit) {
   refused("has no tensor l.qweight", [](auto& tensors) { tensors.erase("l.qweight"); });
   refused("has no tensor l.scales", [](auto& tensors) { tensors.erase("l.scales"); });
   refused("has no tensor l.qzeros", [](auto& tensors) { tensors.erase("l.qzeros"); });
-  refused("l.qweight is i32 of shape [9, 32], but 64 inputs, 32 outputs and 4 bits need 8 rows", replace("l.qweight", DType::i32, {9, 32}));
+  refused("l.qweight is i32 of shape [9, 32], but 64 inputs, 32 outputs and 4 bits need 8 rows",
+          replace("l.qweight", DType::i32, {9, 32}));
   refused("need 32 columns", replace("l.qweight", DType::i32, {8, 16}));
   refused("an i32 tensor of 2 dimensions", replace("l.qweight", DType::f32, {8, 32}));
   refused("an i32 tensor of 2 dimensions", replace("l.qweight", DType::i32, {256}));
@@ -272,7 +274,8 @@ TEST(GptqTensorsLoadTest, NamesTheTensorThatDoesNotFit) {
 
 TEST(GptqTensorsLoadTest, RefusesNegativeGroupsAndImpossibleSizes) {
   Linear linear(4, 64, 32, 32);
-  const Checkpoint checkpoint = linear.write([](auto& tensors) { tensors.at("l.g_idx").template as<std::int32_t>()[5] = -1; });
+  const Checkpoint checkpoint =
+      linear.write([](auto& tensors) { tensors.at("l.g_idx").template as<std::int32_t>()[5] = -1; });
   expect_error("input feature 5 in group -1", [&] { load_gptq(checkpoint, "l", linear.config_, 64, 32); });
   expect_error("makes no sense", [&] { load_gptq(checkpoint, "l", linear.config_, 0, 32); });
   expect_error("makes no sense", [&] { load_gptq(checkpoint, "l", linear.config_, INT64_MAX, 32); });
@@ -293,8 +296,10 @@ TEST(PackGptqTest, RefusesPartsThatDoNotFit) {
   const std::vector<std::int32_t> g_idx(32, 0);
   const std::vector<std::int32_t> far_groups(32, 1);
   EXPECT_NO_THROW(pack_gptq({4, 32, 8, codes, scales, zeros, g_idx}, ZeroFormat::v1));
-  expect_error("code does not fit in 2 bits", [&] { pack_gptq({2, 32, 8, codes, scales, zeros, g_idx}, ZeroFormat::v1); });
-  expect_error("zero point does not fit in 3 bits", [&] { pack_gptq({3, 32, 8, codes, scales, wide_zeros, g_idx}, ZeroFormat::v1); });
+  expect_error("code does not fit in 2 bits",
+               [&] { pack_gptq({2, 32, 8, codes, scales, zeros, g_idx}, ZeroFormat::v1); });
+  expect_error("zero point does not fit in 3 bits",
+               [&] { pack_gptq({3, 32, 8, codes, scales, wide_zeros, g_idx}, ZeroFormat::v1); });
   expect_error("not below 1", [&] { pack_gptq({4, 32, 8, codes, scales, zeros, far_groups}, ZeroFormat::v1); });
   expect_error("codes of 5 bits", [&] { pack_gptq({5, 32, 8, codes, scales, zeros, g_idx}, ZeroFormat::v1); });
   expect_error("do not fit each other", [&] { pack_gptq({4, 32, 9, codes, scales, zeros, g_idx}, ZeroFormat::v1); });

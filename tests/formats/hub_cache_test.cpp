@@ -71,10 +71,12 @@ TEST_F(HubCacheTest, FindsSnapshotsByBranchAndByCommit) {
 
 TEST_F(HubCacheTest, SaysHowToFetchWhatIsNotThere) {
   set("HF_HUB_CACHE", folder_.path().string());
-  expect_error("not in the Hugging Face cache (" + folder_.path().string() + "); fetch it with: hf download owner/name --revision v2",
+  expect_error("not in the Hugging Face cache (" + folder_.path().string() +
+                   "); fetch it with: hf download owner/name --revision v2",
                [] { resolve_model("owner/name", "v2"); });
   folder_.write("models--owner--name/refs/main", "0123abc");
-  expect_error("but not its revision main; fetch it with: hf download owner/name --revision main", [] { resolve_model("owner/name"); });
+  expect_error("but not its revision main; fetch it with: hf download owner/name --revision main",
+               [] { resolve_model("owner/name"); });
   folder_.write("models--owner--name/snapshots/0123abc/tokenizer.json", "{}");
   expect_error("has no config.json: the download of owner/name was not finished", [] { resolve_model("owner/name"); });
   folder_.write("models--owner--name/refs/main", "../../x");

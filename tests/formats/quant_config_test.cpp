@@ -15,7 +15,8 @@ using test::TempFolder;
 QuantConfig parse(std::string_view text) { return parse_quant_config(text, "q.json"); }
 
 TEST(QuantConfigTest, ReadsWhatAutoGptqWrites) {
-  const QuantConfig config = parse(R"({"bits": 3, "group_size": -1, "damp_percent": 0.02, "desc_act": true, "static_groups": true,
+  const QuantConfig config =
+      parse(R"({"bits": 3, "group_size": -1, "damp_percent": 0.02, "desc_act": true, "static_groups": true,
       "sym": false, "true_sequential": false, "model_name_or_path": null, "model_file_base_name": null, "quant_method": "gptq",
       "checkpoint_format": "gptq_v2"})");
   EXPECT_EQ(config.linear.bits, 3);
@@ -47,8 +48,10 @@ TEST(QuantConfigTest, TakesTheUsualMeaningOfAbsentKeys) {
 }
 
 TEST(QuantConfigTest, SaysWhatItDoesNotRead) {
-  expect_error("quantised with awq, which nibble does not read", [] { parse(R"({"quant_method": "awq", "bits": 4})"); });
-  expect_error("quantised with awq", [] { parse(R"({"w_bit": 4, "q_group_size": 128, "zero_point": true, "version": "GEMM"})"); });
+  expect_error("quantised with awq, which nibble does not read",
+               [] { parse(R"({"quant_method": "awq", "bits": 4})"); });
+  expect_error("quantised with awq",
+               [] { parse(R"({"w_bit": 4, "q_group_size": 128, "zero_point": true, "version": "GEMM"})"); });
   expect_error("layout marlin", [] { parse(R"({"bits": 4, "checkpoint_format": "marlin"})"); });
   expect_error("layout marlin", [] { parse(R"({"bits": 4, "is_marlin_format": true})"); });
   expect_error("layout marlin", [] { parse(R"({"bits": 4, "quant_method": "marlin"})"); });
@@ -58,7 +61,8 @@ TEST(QuantConfigTest, SaysWhatItDoesNotRead) {
   expect_error("pack_dtype is int8", [] { parse(R"({"bits": 4, "pack_dtype": "int8"})"); });
   expect_error("bits should be 2, 3, 4 or 8, found 5", [] { parse(R"({"bits": 5})"); });
   expect_error("bits is missing", [] { parse("{}"); });
-  expect_error("group_size should be -1 or a positive integer, found 0", [] { parse(R"({"bits": 4, "group_size": 0})"); });
+  expect_error("group_size should be -1 or a positive integer, found 0",
+               [] { parse(R"({"bits": 4, "group_size": 0})"); });
   expect_error("sym should be true or false, found \"yes\"", [] { parse(R"({"bits": 4, "sym": "yes"})"); });
   expect_error("should be an object", [] { parse("[]"); });
 }
@@ -79,7 +83,8 @@ TEST(QuantConfigTest, AppliesTheFirstDynamicRuleInTheOrderOfTheFile) {
 }
 
 TEST(QuantConfigTest, MatchesPatternsFromTheStartOnly) {
-  const QuantConfig config = parse(R"({"bits": 4, "dynamic": {"layers\\.0": {"bits": 8}, "model\\.layers\\.1": {"bits": 8}}})");
+  const QuantConfig config =
+      parse(R"({"bits": 4, "dynamic": {"layers\\.0": {"bits": 8}, "model\\.layers\\.1": {"bits": 8}}})");
   EXPECT_EQ(config.for_module("model.layers.0.x")->bits, 4);
   EXPECT_EQ(config.for_module("model.layers.10.x")->bits, 8);
 }
@@ -97,7 +102,8 @@ TEST(QuantConfigTest, RefusesBadAndHostilePatterns) {
 
 TEST(QuantConfigTest, RecognisesGptqModel) {
   EXPECT_TRUE(parse(R"({"bits": 4, "meta": {"quantizer": "gptqmodel:7.3.4"}})").packed_by_gptqmodel());
-  EXPECT_TRUE(parse(R"({"bits": 4, "meta": {"quantizer": ["optimum:1.2", "gptqmodel:0.9.11"]}})").packed_by_gptqmodel());
+  EXPECT_TRUE(
+      parse(R"({"bits": 4, "meta": {"quantizer": ["optimum:1.2", "gptqmodel:0.9.11"]}})").packed_by_gptqmodel());
   EXPECT_FALSE(parse(R"({"bits": 4, "meta": {"quantizer": "gptqmodel:0.8.9"}})").packed_by_gptqmodel());
   EXPECT_FALSE(parse(R"({"bits": 4, "meta": {"quantizer": "gptqmodel:"}})").packed_by_gptqmodel());
   EXPECT_FALSE(parse(R"({"bits": 4, "meta": {"quantizer": "other:9.0"}})").packed_by_gptqmodel());
@@ -105,11 +111,13 @@ TEST(QuantConfigTest, RecognisesGptqModel) {
 }
 
 TEST(QuantConfigTest, WritesWhatItReads) {
-  const QuantConfig config = parse(R"({"bits": 8, "group_size": 32, "desc_act": true, "sym": false, "format": "gptq_v2", "lm_head": true,
+  const QuantConfig config =
+      parse(R"({"bits": 8, "group_size": 32, "desc_act": true, "sym": false, "format": "gptq_v2", "lm_head": true,
       "static_groups": true, "true_sequential": false, "damp_percent": 0.05, "meta": {"quantizer": "x:1"},
       "modules_in_block_to_quantize": [["a", "b"], ["c"]], "dynamic": {"-:z": {}, "a": {"bits": 2, "sym": true}}})");
   const nlohmann::ordered_json json = config.to_json();
-  for (const char* key : {"quant_method", "checkpoint_format", "format", "pack_dtype"}) EXPECT_TRUE(json[key].is_string()) << key;
+  for (const char* key : {"quant_method", "checkpoint_format", "format", "pack_dtype"})
+    EXPECT_TRUE(json[key].is_string()) << key;
   const QuantConfig again = parse(json.dump());
   EXPECT_EQ(again.to_json(), json);
   EXPECT_EQ(again.linear.bits, 8);
@@ -134,7 +142,8 @@ TEST(FindQuantConfigTest, LooksInEveryPlaceInOrder) {
   folder.write("config.json", R"({"quantization_config": {"bits": 8}})");
   EXPECT_EQ(find_quant_config(folder.path())->linear.bits, 8);
   folder.write("config.json", R"({"quantization_config": {"bits": "x"}})");
-  expect_error("config.json: quantization_config: bits should be an integer, found \"x\"", [&] { (void)find_quant_config(folder.path()); });
+  expect_error("config.json: quantization_config: bits should be an integer, found \"x\"",
+               [&] { (void)find_quant_config(folder.path()); });
 }
 
 }  // namespace

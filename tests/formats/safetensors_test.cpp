@@ -46,8 +46,9 @@ TEST(ParseSafetensorsTest, ReadsTensorsScalarsAndMetadata) {
 }
 
 TEST(ParseSafetensorsTest, KnowsEveryType) {
-  for (const char* name : {"BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I16", "U16", "F16",
-                           "BF16", "I32", "U32", "F32", "F64", "I64", "U64", "C64", "F4", "F6_E2M3", "F6_E3M2"}) {
+  for (const char* name : {"BOOL", "U8",  "I8",  "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ",
+                           "I16",  "U16", "F16", "BF16",    "I32",     "U32",     "F32",         "F64",
+                           "I64",  "U64", "C64", "F4",      "F6_E2M3", "F6_E3M2"}) {
     const std::string header = std::string(R"({"a":{"dtype":")") + name + R"(","shape":[0],"data_offsets":[0,0]}})";
     EXPECT_NO_THROW(parse(with_length(header, ""))) << name;
   }
@@ -65,7 +66,8 @@ TEST(ParseSafetensorsTest, RefusesACutOffFile) {
   std::string huge(8, '\xff');
   expect_error("more than the 100000000 allowed", [&] { parse(huge + "{}"); });
   expect_error("cut off: its header has 2 bytes", [] { parse(with_length("{}", "").substr(0, 9)); });
-  expect_refused("cut off: tensor a ends at byte 4", R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", "abc");
+  expect_refused("cut off: tensor a ends at byte 4", R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+                 "abc");
 }
 
 TEST(ParseSafetensorsTest, RefusesAHeaderThatIsNoObject) {
@@ -82,8 +84,10 @@ TEST(ParseSafetensorsTest, RefusesAHeaderThatIsNoObject) {
 }
 
 TEST(ParseSafetensorsTest, RefusesANameGivenTwice) {
-  expect_refused("\"a\" stands twice",
-                 R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", "ab");
+  expect_refused(
+      "\"a\" stands twice",
+      R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+      "ab");
 }
 
 TEST(ParseSafetensorsTest, RefusesMetadataThatIsNotText) {
@@ -104,12 +108,16 @@ TEST(ParseSafetensorsTest, RefusesHostileOffsets) {
   expect_refused("before it begins", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[1,0]}})", "a");
   expect_refused("two integers", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0]}})", "a");
   expect_refused("non-negative integer", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[-1,0]}})", "a");
-  expect_refused("takes 4 bytes, but the header gives it 2", R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,2]}})", "ab");
+  expect_refused("takes 4 bytes, but the header gives it 2",
+                 R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,2]}})", "ab");
   expect_refused("begins at byte 1", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", "ab");
   expect_refused("belong to no tensor", R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", "ab");
-  expect_refused("without holes or overlaps",
-                 R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", "abc");
-  expect_refused("cut off", R"({"a":{"dtype":"U8","shape":[1152921504606846976],"data_offsets":[0,1152921504606846976]}})");
+  expect_refused(
+      "without holes or overlaps",
+      R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
+      "abc");
+  expect_refused("cut off",
+                 R"({"a":{"dtype":"U8","shape":[1152921504606846976],"data_offsets":[0,1152921504606846976]}})");
 }
 
 TEST(SafetensorsFileTest, NamesTheFileInErrors) {
@@ -127,7 +135,9 @@ TEST(SafetensorsWriterTest, RoundTripsTensorsWrittenInAnyOrderAndInPieces) {
   const auto path = folder.path() / "out.safetensors";
   const std::uint16_t half[3] = {1, 2, 3};
   const std::uint32_t word = 77;
-  SafetensorsWriter writer(path, {{"half", DType::f16, {3}}, {"flag", DType::u8, {1}}, {"word", DType::i32, {1, 1}}, {"none", DType::f32, {0}}});
+  SafetensorsWriter writer(
+      path,
+      {{"half", DType::f16, {3}}, {"flag", DType::u8, {1}}, {"word", DType::i32, {1, 1}}, {"none", DType::f32, {0}}});
   writer.append("half", bytes_of_value(half[0]));
   writer.append("word", bytes_of_value(word));
   writer.append("half", std::as_bytes(std::span(half).subspan(1)));
@@ -159,6 +169,10 @@ TEST(SafetensorsWriterTest, RefusesWhatWasNotDeclared) {
     expect_error("more were written", [&] { writer.append("a", bytes_of_value(std::uint16_t{1})); });
   }
   EXPECT_FALSE(std::filesystem::exists(path));
+  if (std::filesystem::exists("/dev/full")) {
+    expect_error("cannot write /dev/full: No space left",
+                 [&] { SafetensorsWriter("/dev/full", {{"a", DType::u8, {2}}}); });
+  }
   expect_error("the name is taken", [&] { SafetensorsWriter(path, {{"a", DType::u8, {2}}, {"a", DType::u8, {2}}}); });
   expect_error("the name is taken", [&] { SafetensorsWriter(path, {{"__metadata__", DType::u8, {2}}}); });
 }

@@ -26,7 +26,8 @@ std::string error_of(Action&& action) {
 template <typename Action>
 void expect_error(std::string_view part, Action&& action) {
   const std::string sentence = error_of(action);
-  EXPECT_NE(sentence.find(part), std::string::npos) << "the error says: " << sentence << "\nand should contain: " << part;
+  EXPECT_NE(sentence.find(part), std::string::npos)
+      << "the error says: " << sentence << "\nand should contain: " << part;
 }
 
 }  // namespace nibble::test

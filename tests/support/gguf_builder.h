@@ -31,7 +31,9 @@ class GgufBuilder {
   }
   GgufBuilder& u32(std::string_view name, std::uint32_t value) { return key(name, 4, raw(value)); }
   GgufBuilder& f32(std::string_view name, float value) { return key(name, 6, raw(value)); }
-  GgufBuilder& boolean(std::string_view name, bool value) { return key(name, 7, raw(static_cast<std::uint8_t>(value))); }
+  GgufBuilder& boolean(std::string_view name, bool value) {
+    return key(name, 7, raw(static_cast<std::uint8_t>(value)));
+  }
   GgufBuilder& string(std::string_view name, std::string_view value) { return key(name, 8, text(value)); }
   GgufBuilder& strings(std::string_view name, const std::vector<std::string>& values) {
     std::string bytes = raw(std::uint32_t{8}) + count(values.size());
@@ -46,11 +48,12 @@ class GgufBuilder {
   }
 
   /// `dims` as the file has them: fastest first. The data is padded to 32 bytes.
-  GgufBuilder& tensor(std::string_view name, std::uint32_t type, const std::vector<std::uint64_t>& dims, const std::string& data) {
+  GgufBuilder& tensor(std::string_view name, std::uint32_t type, const std::vector<std::uint64_t>& dims,
+                      const std::string& data) {
     return tensor_info(name, type, dims, data_.size(), data);
   }
-  GgufBuilder& tensor_info(std::string_view name, std::uint32_t type, const std::vector<std::uint64_t>& dims, std::uint64_t offset,
-                           const std::string& data = "") {
+  GgufBuilder& tensor_info(std::string_view name, std::uint32_t type, const std::vector<std::uint64_t>& dims,
+                           std::uint64_t offset, const std::string& data = "") {
     infos_ += text(name) + raw(static_cast<std::uint32_t>(dims.size()));
     for (const std::uint64_t dim : dims) infos_ += count(dim);
     infos_ += raw(type) + raw(offset);
@@ -60,7 +63,8 @@ class GgufBuilder {
     return *this;
   }
   /// An F32 tensor whose values are value(0), value(1), ...
-  GgufBuilder& floats(std::string_view name, const std::vector<std::uint64_t>& dims, const std::function<float(std::size_t)>& value) {
+  GgufBuilder& floats(std::string_view name, const std::vector<std::uint64_t>& dims,
+                      const std::function<float(std::size_t)>& value) {
     std::size_t elements = 1;
     for (const std::uint64_t dim : dims) elements *= dim;
     std::string data;
