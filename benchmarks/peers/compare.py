@@ -20,7 +20,6 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -32,14 +31,13 @@ def llama_cpp(args, gguf, batch):
 
 
 def nibble(args, folder, kernel, batch):
-    with tempfile.TemporaryDirectory() as out:
-        rows = pathlib.Path(out) / "rows.jsonl"
-        command = [args.nibble, "--quiet", "--threads", str(args.threads), "bench", "gptq", "--model", folder,
-                   "--kernel", kernel, "--batch-size", str(batch), "--prompt-length", str(args.prompt_length),
-                   "--new-tokens", str(args.new_tokens), "--num-batches", "1", "--jsonl", rows]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        row = json.loads(rows.read_text().splitlines()[-1])
-    return {"ttft_ms": row["ttft_ms"], "tpot_ms": row["tpot_ms"], "load_s": row["load_s"]}
+    command = [args.nibble, "--quiet", "--threads", str(args.threads), "bench", "gptq", "--model", folder, "--kernel",
+               kernel, "--batch-size", str(batch), "--prompt-length", str(args.prompt_length), "--new-tokens",
+               str(args.new_tokens), "--num-batches", "1", "--format", "jsonl"]
+    row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    if row["status"] != "ok":
+        raise SystemExit(f"{folder}, kernel {kernel}: {row['status']}")
+    return {"ttft_ms": row["ttft_ms"], "tpot_ms": row["tpot_ms"], "load_s": row["load_time_s"]}
 
 
 def megabytes(path):
