@@ -47,7 +47,7 @@ class Session:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), False)
 
     def forward(self, rows, start):
-        """Runs rows[s] (of equal length) of each sequence s from position `start`; returns each argmax after its row."""
+        """Runs rows[s] (of equal length) of each sequence s from position `start`; returns the argmax after each."""
         batch, ends, n = self.batch, [], 0
         for sequence, tokens in enumerate(rows):
             for offset, token in enumerate(tokens):
