@@ -3,13 +3,16 @@
     python tools/make_tokenizer_fixtures.py [--smollm2 FOLDER]        (needs tokenizers, transformers)
 
   strings.json        a list of varied texts, made here from a fixed seed
-  NAME/tokenizer.json a small tokenizer of each kind, trained here on Debian's licence texts and the texts below
+  NAME/tokenizer.json a small tokenizer of each kind, trained on Debian's licence texts and the texts below; one that is
+                      there is kept, unless --retrain is given
   NAME.ids.json       what the tokenizers library makes of every text: see `expectations`
   parts.json          one model and many normalizers, pre-tokenizers and decoders around it, with their ids
+  chat.json           chat templates, conversations and snippets of the template language, and what transformers makes of them
   smollm2.ids.json    with --smollm2: the ids of that folder's tokenizer.json, for the test that has the folder
 """
 
 import argparse
+import collections
 import json
 import pathlib
 import random
@@ -17,6 +20,7 @@ import random
 import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+import chat_fixtures
 
 OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "data" / "tokenizers"
 LICENSES = pathlib.Path("/usr/share/common-licenses")
@@ -112,13 +116,20 @@ def known(char):
     return unicodedata.ucd_3_2_0.category(char) != "Cn"
 
 
-def training_lines():
+def training_lines(characters=None):
+    """Lines to train on; with `characters`, only of that many of the most frequent characters, ties by code point: the
+    trainer's own limit_alphabet settles ties at random."""
     lines = [line for name in ("GPL-2", "Apache-2.0") for line in (LICENSES / name).read_text().splitlines()]
-    return lines + WORLD * 3 + CODE * 3 + [" ".join(CONTRACTIONS)] * 3 + ["    indented  twice", "\n\n\n", "2024 1999 100 365 1000"] * 5
+    lines += WORLD * 3 + CODE * 3 + [" ".join(CONTRACTIONS)] * 3 + ["    indented  twice", "\n\n\n", "2024 1999 100 365 1000"] * 5
+    if characters is None:
+        return lines
+    counts = collections.Counter("".join(lines))
+    kept = set(sorted(counts, key=lambda c: (-counts[c], c))[:characters])
+    return ["".join(c for c in line if c in kept) for line in lines]
 
 
-def train(tokenizer, vocab_size, **options):
-    tokenizer.train_from_iterator(training_lines(), trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options))
+def train(tokenizer, vocab_size, characters=None, **options):
+    tokenizer.train_from_iterator(training_lines(characters), trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options))
     return tokenizer
 
 
@@ -208,7 +219,7 @@ def sentencepiece(normalizer, pre_tokenizer, strip=True):
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    train(tokenizer, 900, special_tokens=["<unk>", "<s>", "</s>"] + byte_tokens, limit_alphabet=110)
+    train(tokenizer, 900, special_tokens=["<unk>", "<s>", "</s>"] + byte_tokens, characters=110)
     file = json.loads(tokenizer.to_str())
     file["added_tokens"] = [token for token in file["added_tokens"] if token["content"] not in byte_tokens]
     tokenizer = Tokenizer.from_str(json.dumps(file))
@@ -233,7 +244,7 @@ def bert_bpe():
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", continuing_subword_prefix="##", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    train(tokenizer, 1000, special_tokens=["[UNK]", "[CLS]", "[SEP]"], continuing_subword_prefix="##", limit_alphabet=80)
+    train(tokenizer, 1000, special_tokens=["[UNK]", "[CLS]", "[SEP]"], continuing_subword_prefix="##", characters=80)
     tokenizer.post_processor = processors.BertProcessing(sep=("[SEP]", 2), cls_token=("[CLS]", 1))
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     return tokenizer
@@ -244,7 +255,7 @@ def words():
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>", fuse_unk=False))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    train(tokenizer, 1000, special_tokens=["<unk>"], end_of_word_suffix="</w>", limit_alphabet=80)
+    train(tokenizer, 1000, special_tokens=["<unk>"], end_of_word_suffix="</w>", characters=80)
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
     return tokenizer
 
@@ -284,8 +295,11 @@ def write_json(name, value):
     print(f"{path.relative_to(OUT)}: {path.stat().st_size} bytes")
 
 
-def make_kinds(texts):
+def make_kinds(texts, retrain):
     for name, build in KINDS.items():
+        if not retrain and (OUT / name / "tokenizer.json").exists():
+            write_json(f"{name}.ids.json", expectations(Tokenizer.from_file(str(OUT / name / "tokenizer.json")), texts))
+            continue
         file = json.loads(build().to_str())
         if name in STRING_MERGES:
             file["model"]["merges"] = [" ".join(pair) for pair in file["model"]["merges"]]
@@ -296,7 +310,7 @@ def make_kinds(texts):
 def make_parts(texts):
     """One model trained across spaces and punctuation, so that its ids show where a part cuts."""
     base = Tokenizer(models.BPE(unk_token="?", fuse_unk=False))
-    train(base, 500, limit_alphabet=140, special_tokens=["?"])
+    train(base, 500, characters=140, special_tokens=["?"])
     variants = []
     norm, pre, dec = "normalizer", "pre_tokenizer", "decoder"
 
@@ -350,12 +364,14 @@ def make_parts(texts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smollm2", type=pathlib.Path, help="folder with SmolLM2's imported tokenizer.json")
+    parser.add_argument("--retrain", action="store_true", help="train all anew: ties among merges then fall otherwise")
     args = parser.parse_args()
     print("tokenizers", tokenizers.__version__)
     texts = make_strings()
     write_json("strings.json", texts)
-    make_kinds(texts)
+    make_kinds(texts, args.retrain)
     make_parts([text for text in texts if len(text) < 40][::11])
+    chat_fixtures.write(write_json)
     if args.smollm2:
         write_json("smollm2.ids.json", expectations(Tokenizer.from_file(str(args.smollm2 / "tokenizer.json")), texts))
 

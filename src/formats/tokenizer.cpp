@@ -147,9 +147,10 @@ Tokenizer Tokenizer::load(const fs::path& folder_or_file) {
   const bool is_folder = fs::is_directory(folder_or_file, ignored);
   const fs::path file = is_folder ? folder_or_file / "tokenizer.json" : folder_or_file;
   if (!fs::exists(file, ignored)) {
-    fail("{}: there is no tokenizer.json (vocab.json, merges.txt and tokenizer.model are not read; transformers' "
-         "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes a tokenizer.json from them)",
-         (is_folder ? folder_or_file : file).string());
+    fail(
+        "{}: there is no tokenizer.json (vocab.json, merges.txt and tokenizer.model are not read; transformers' "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes a tokenizer.json from them)",
+        (is_folder ? folder_or_file : file).string());
   }
   Tokenizer tokenizer(std::make_unique<Impl>(read_json_file(file), file.string()));
   for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {

@@ -1,6 +1,6 @@
-// Byte pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) as tokenizer.json describes it: a piece is
-// split into characters, and the adjacent pair whose merge has the lowest rank, leftmost first, is joined until none is
-// left. A queue of candidates over a linked list of symbols makes that n log n for a piece of n characters.
+// Byte pair encoding (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) as tokenizer.json describes it: a piece
+// is split into characters, and the adjacent pair whose merge has the lowest rank, leftmost first, is joined until none
+// is left. A queue of candidates over a linked list of symbols makes that n log n for a piece of n characters.
 #include "core/error.h"
 #include "formats/tokenizer_parts.h"
 #include "formats/unicode.h"
@@ -36,7 +36,8 @@ struct Merge {
   std::int32_t id = kNone;
 };
 
-/// Merges by pair (of ids, or of code points), in a table of open addressing at most half full: one cache line a lookup, whether it hits or not.
+/// Merges by pair (of ids, or of code points), in a table of open addressing at most half full: one cache line a
+/// lookup, whether it hits or not.
 class PairTable {
  public:
   explicit PairTable(std::size_t count) : slots_(std::bit_ceil(std::max<std::size_t>(count, 8) * 2)) {}
@@ -238,7 +239,8 @@ class BpeModel final : public TokenModel {
         // No token of these files has a space, so that one stands between the two.
         const std::string_view text = line.get_ref<const std::string&>();
         const std::size_t space = text.find(' ');
-        if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) refuse_merge(part, line, rank);
+        if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos)
+          refuse_merge(part, line, rank);
         left = text.substr(0, space);
         right = text.substr(space + 1);
       } else if (line.is_array() && line.size() == 2 && line[0].is_string() && line[1].is_string()) {
@@ -264,9 +266,10 @@ class BpeModel final : public TokenModel {
     find_joins(pairs);
   }
 
-  /// Where no merge ever joins two characters, a piece may be cut between them and nothing changes: Llama 2, whose pieces
-  /// are whole texts, becomes as quick as a tokenizer that cuts words. Kept only where every symbol is a character (no
-  /// prefix or suffix) or one of its bytes (so none is unknown or dropped), and bytes take part in no merge.
+  /// Where no merge ever joins two characters, a piece may be cut between them and nothing changes: Llama 2, whose
+  /// pieces are whole texts, becomes as quick as a tokenizer that cuts words. Kept only where every symbol is a
+  /// character (no prefix or suffix) or one of its bytes (so none is unknown or dropped), and bytes take part in no
+  /// merge.
   void find_joins(const std::vector<std::pair<std::int32_t, std::int32_t>>& pairs) {
     if (ignore_merges_ || !prefix_.empty() || !suffix_.empty() || !byte_tokens_) return;
     std::vector<bool> is_byte(tokens_.size());

@@ -34,8 +34,7 @@ class ByteLevelDecoder final : public Decoder {
 
 class MetaspaceDecoder final : public Decoder {
  public:
-  explicit MetaspaceDecoder(const JsonView& part)
-      : mark_(part.text("replacement", "\u2581")) {
+  explicit MetaspaceDecoder(const JsonView& part) : mark_(part.text("replacement", "\u2581")) {
     if (mark_.empty()) part.refuse("replacement", "a string that is not empty");
     const bool legacy = part.boolean("add_prefix_space", true);
     drop_first_ = part.text("prepend_scheme", legacy ? "always" : "never") != "never";
@@ -65,9 +64,7 @@ class MetaspaceDecoder final : public Decoder {
 class ReplaceDecoder final : public Decoder {
  public:
   explicit ReplaceDecoder(const JsonView& part)
-      : where_(part.place()),
-        regex_(part_pattern(part), part.place()),
-        content_(part.text("content")) {}
+      : where_(part.place()), regex_(part_pattern(part), part.place()), content_(part.text("content")) {}
 
   void decode(std::vector<std::string>& tokens) const override {
     RegexMatcher matcher(regex_);
@@ -148,9 +145,7 @@ class FuseDecoder final : public Decoder {
 class StripDecoder final : public Decoder {
  public:
   explicit StripDecoder(const JsonView& part)
-      : content_(part.text("content")),
-        start_(part.integer("start")),
-        stop_(part.integer("stop")) {
+      : content_(part.text("content")), start_(part.integer("start")), stop_(part.integer("stop")) {
     if (content_.empty() || utf8_at(content_, 0).length != content_.size()) {
       part.refuse("content", "one character");
     }
@@ -175,8 +170,8 @@ class StripDecoder final : public Decoder {
 std::string clean_up_spacing(std::string text) {
   // In this order, each over the whole token.
   constexpr std::pair<std::string_view, std::string_view> kRules[] = {
-      {" .", "."},     {" ?", "?"},   {" !", "!"},     {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
-      {" 'm", "'m"},   {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+      {" .", "."},   {" ?", "?"},           {" !", "!"},   {" ,", ","},     {" ' ", "'"},   {" n't", "n't"},
+      {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
   for (const auto& [from, to] : kRules) {
     std::string out;
     std::size_t copied = 0;
@@ -194,8 +189,7 @@ std::string clean_up_spacing(std::string text) {
 class WordPieceDecoder final : public Decoder {
  public:
   explicit WordPieceDecoder(const JsonView& part)
-      : prefix_(part.text("prefix", "##")),
-        cleanup_(part.boolean("cleanup", true)) {}
+      : prefix_(part.text("prefix", "##")), cleanup_(part.boolean("cleanup", true)) {}
 
   void decode(std::vector<std::string>& tokens) const override {
     for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -219,8 +213,7 @@ class WordPieceDecoder final : public Decoder {
 /// Words with a suffix on their last piece, which becomes a space but at the end of the text.
 class BpeDecoder final : public Decoder {
  public:
-  explicit BpeDecoder(const JsonView& part)
-      : suffix_(part.text("suffix", "</w>")) {
+  explicit BpeDecoder(const JsonView& part) : suffix_(part.text("suffix", "</w>")) {
     if (suffix_.empty()) part.refuse("suffix", "a string that is not empty");
   }
 
@@ -283,7 +276,8 @@ std::unique_ptr<Decoder> make_decoder(const JsonView& part) {
   if (type == "WordPiece") return std::make_unique<WordPieceDecoder>(part);
   if (type == "BPEDecoder") return std::make_unique<BpeDecoder>(part);
   fail(
-      "{}: the decoder \"{}\" is not supported (supported: Sequence, ByteLevel, Metaspace, Replace, ByteFallback, Fuse, "
+      "{}: the decoder \"{}\" is not supported (supported: Sequence, ByteLevel, Metaspace, Replace, ByteFallback, "
+      "Fuse, "
       "Strip, WordPiece, BPEDecoder)",
       part.place(), type);
 }

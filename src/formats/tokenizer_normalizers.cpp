@@ -62,9 +62,7 @@ class StripAccentsNormalizer final : public Normalizer {
 class ReplaceNormalizer final : public Normalizer {
  public:
   explicit ReplaceNormalizer(const JsonView& part)
-      : where_(part.place()),
-        regex_(part_pattern(part), part.place()),
-        content_(part.text("content")) {}
+      : where_(part.place()), regex_(part_pattern(part), part.place()), content_(part.text("content")) {}
 
   void normalize(std::string& text) const override {
     RegexMatcher matcher(regex_);
@@ -134,14 +132,14 @@ std::unique_ptr<Normalizer> make_normalizer(const JsonView& part) {
   if (type == "NFKD") return std::make_unique<NormalFormNormalizer>(NormalForm::nfkd);
   if (type == "Lowercase") return std::make_unique<LowercaseNormalizer>();
   if (type == "Strip") {
-    return std::make_unique<StripNormalizer>(part.boolean("strip_left", true),
-                                             part.boolean("strip_right", true));
+    return std::make_unique<StripNormalizer>(part.boolean("strip_left", true), part.boolean("strip_right", true));
   }
   if (type == "StripAccents") return std::make_unique<StripAccentsNormalizer>();
   if (type == "Replace") return std::make_unique<ReplaceNormalizer>(part);
   if (type == "Prepend") {
     std::string prefix = part.text("prepend");
-    if (prefix.size() > kMaxTextGrowthBase) fail("{}: the prefix has {} bytes, more than {}", part.place(), prefix.size(), kMaxTextGrowthBase);
+    if (prefix.size() > kMaxTextGrowthBase)
+      fail("{}: the prefix has {} bytes, more than {}", part.place(), prefix.size(), kMaxTextGrowthBase);
     return std::make_unique<PrependNormalizer>(std::move(prefix));
   }
   if (type == "ByteLevel") return std::make_unique<ByteLevelNormalizer>();

@@ -58,10 +58,10 @@ std::unique_ptr<TokenModel> make_token_model(const JsonView& part) {
 }
 
 std::int32_t to_token_id(const nlohmann::json& value, std::string_view place) {
-  const bool in_range = value.is_number_unsigned()
-                            ? value.get<std::uint64_t>() < static_cast<std::uint64_t>(kMaxTokenIds)
-                            : value.is_number_integer() && value.get<std::int64_t>() >= 0 &&
-                                  value.get<std::int64_t>() < kMaxTokenIds;
+  const bool in_range =
+      value.is_number_unsigned()
+          ? value.get<std::uint64_t>() < static_cast<std::uint64_t>(kMaxTokenIds)
+          : value.is_number_integer() && value.get<std::int64_t>() >= 0 && value.get<std::int64_t>() < kMaxTokenIds;
   if (!in_range) {
     fail("{}: expected a token id from 0 to {}, found {}", place, kMaxTokenIds - 1, json_excerpt(value));
   }

@@ -1,4 +1,5 @@
-// The parts that a tokenizer.json is made of, as interfaces, and what makes each from its JSON. A model type is one file.
+// The parts that a tokenizer.json is made of, as interfaces, and what makes each from its JSON. A model type is one
+// file.
 #pragma once
 
 #include "formats/json.h"

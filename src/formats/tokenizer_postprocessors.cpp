@@ -9,7 +9,8 @@ namespace {
 /// Ids that one part may add, and that a whole file may: real ones add one or two.
 constexpr std::size_t kMaxAdded = 64;
 
-/// TemplateProcessing: "single" lists special tokens, by names that "special_tokens" resolves to ids, around the text A.
+/// TemplateProcessing: "single" lists special tokens, by names that "special_tokens" resolves to ids, around the text
+/// A.
 SpecialFrame template_frame(const JsonView& part) {
   const auto specials = part.object("special_tokens");
   SpecialFrame frame;

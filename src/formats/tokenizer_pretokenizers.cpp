@@ -2,14 +2,12 @@
 #include "formats/tokenizer_parts.h"
 #include "formats/unicode.h"
 
-
 namespace nibble {
 namespace {
 
 /// GPT-2's pattern: English contractions, words and numbers with at most one space before them, runs of other
 /// characters, and white space, whose last character goes to the word after it.
-constexpr std::string_view kGpt2Pattern =
-    R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kGpt2Pattern = R"('(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 /// What becomes of the parts that a pattern matched (delimiters) and of those between.
 enum class SplitBehavior { removed, isolated, merged_with_previous, merged_with_next, contiguous };
@@ -162,8 +160,7 @@ void rewrite_pieces(Pieces& pieces, const char* where, Append&& append) {
 
 class ByteLevelPreTokenizer final : public PreTokenizer {
  public:
-  explicit ByteLevelPreTokenizer(const JsonView& part)
-      : add_prefix_space_(part.boolean("add_prefix_space", true)) {
+  explicit ByteLevelPreTokenizer(const JsonView& part) : add_prefix_space_(part.boolean("add_prefix_space", true)) {
     if (part.boolean("use_regex", true)) regex_.emplace(kGpt2Pattern, part.place());
   }
 
@@ -188,8 +185,7 @@ class ByteLevelPreTokenizer final : public PreTokenizer {
 class MetaspacePreTokenizer final : public PreTokenizer {
  public:
   explicit MetaspacePreTokenizer(const JsonView& part)
-      : mark_(part.text("replacement", "\u2581")),
-        split_(part.boolean("split", true)) {
+      : mark_(part.text("replacement", "\u2581")), split_(part.boolean("split", true)) {
     if (mark_.empty() || utf8_at(mark_, 0).length != mark_.size()) {
       part.refuse("replacement", "one character");
     }
@@ -276,9 +272,7 @@ class WhitespacePreTokenizer final : public PreTokenizer {
 
 class WhitespaceSplitPreTokenizer final : public PreTokenizer {
  public:
-  void split(Pieces& pieces) const override {
-    split_characters(pieces, SplitBehavior::removed, is_unicode_space);
-  }
+  void split(Pieces& pieces) const override { split_characters(pieces, SplitBehavior::removed, is_unicode_space); }
 };
 
 class PunctuationPreTokenizer final : public PreTokenizer {

@@ -111,7 +111,8 @@ std::optional<TextRange> RegexMatcher::next() {
     const std::size_t end = ends[1];
     const std::size_t begin = std::min<std::size_t>(ends[0], end);
     if (begin < last_end_.value_or(0)) {
-      fail("{}: the regular expression \"{}\" gives matches that overlap", regex_.where_, to_valid_utf8(regex_.pattern_));
+      fail("{}: the regular expression \"{}\" gives matches that overlap", regex_.where_,
+           to_valid_utf8(regex_.pattern_));
     }
     const bool empty = begin == end;
     if (empty) {

@@ -207,21 +207,71 @@ std::string normalize_unicode(std::string_view text, NormalForm form) {
   return out;
 }
 
-std::string lowercase_unicode(std::string_view text) {
+namespace {
+
+void append_lower(std::string& out, char32_t code) {
+  if (code == 0x130) {
+    // The only character whose lower case is two (SpecialCasing.txt): i and a combining dot above.
+    out += "i\u0307";
+  } else {
+    append_utf8(out, static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(code))));
+  }
+}
+
+void append_upper(std::string& out, char32_t code) {
+  if (code == 0xDF) {
+    out += "SS";
+  } else {
+    append_utf8(out, static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(code))));
+  }
+}
+
+void append_title(std::string& out, char32_t code) {
+  if (code == 0xDF) {
+    out += "Ss";
+  } else {
+    append_utf8(out, static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(code))));
+  }
+}
+
+bool has_case(char32_t code) {
+  const auto c = category(code);
+  return c == UTF8PROC_CATEGORY_LU || c == UTF8PROC_CATEGORY_LL || c == UTF8PROC_CATEGORY_LT;
+}
+
+/// Each character through `append(out, code)`.
+template <typename Append>
+std::string map_characters(std::string_view text, Append&& append) {
   std::string out;
   out.reserve(text.size());
   for (std::size_t i = 0; i < text.size();) {
     const Utf8Char c = utf8_at(text, i);
     i += c.length;
-    if (c.code == 0x130) {
-      // The only character whose lower case is two (SpecialCasing.txt): i and a combining dot above.
-      append_utf8(out, 'i');
-      append_utf8(out, 0x307);
-    } else {
-      append_utf8(out, static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c.code))));
-    }
+    append(out, c.code);
   }
   return out;
+}
+
+}  // namespace
+
+std::string lowercase_unicode(std::string_view text) { return map_characters(text, append_lower); }
+
+std::string uppercase_unicode(std::string_view text) { return map_characters(text, append_upper); }
+
+std::string titlecase_unicode(std::string_view text) {
+  bool within = false;
+  return map_characters(text, [&](std::string& out, char32_t code) {
+    (within ? append_lower : append_title)(out, code);
+    within = has_case(code);
+  });
+}
+
+std::string capitalize_unicode(std::string_view text) {
+  bool first = true;
+  return map_characters(text, [&](std::string& out, char32_t code) {
+    (first ? append_title : append_lower)(out, code);
+    first = false;
+  });
 }
 
 }  // namespace nibble

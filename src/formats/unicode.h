@@ -9,7 +9,8 @@
 namespace nibble {
 
 /// One decoded character: its code point and the bytes that it took. Bytes that are no UTF-8 give `valid` false, the
-/// replacement character U+FFFD and the length of the maximal ill-formed part (Unicode 15, section 3.9, "best practice").
+/// replacement character U+FFFD and the length of the maximal ill-formed part (Unicode 15, section 3.9, "best
+/// practice").
 struct Utf8Char {
   char32_t code = 0;
   std::uint32_t length = 0;
@@ -48,5 +49,12 @@ std::string normalize_unicode(std::string_view text, NormalForm form);
 
 /// Each character's lower case, without regard to its neighbours (a final sigma is not special), of valid UTF-8.
 std::string lowercase_unicode(std::string_view text);
+
+/// Each character's upper case, of valid UTF-8. Of the characters whose upper case is longer only ß (SS) is known here.
+std::string uppercase_unicode(std::string_view text);
+
+/// Python's str.title (each run of letters begins with its title case, the rest is lower case) and str.capitalize.
+std::string titlecase_unicode(std::string_view text);
+std::string capitalize_unicode(std::string_view text);
 
 }  // namespace nibble

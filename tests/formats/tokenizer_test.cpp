@@ -104,7 +104,8 @@ TEST(Tokenizer, RefusesPartsThatItDoesNotHaveByName) {
     file[key] = json::parse(value);
     return file;
   };
-  expect_error("normalizer \"Precompiled\" is not supported", [&] { make(with("normalizer", R"({"type": "Precompiled"})")); });
+  expect_error("normalizer \"Precompiled\" is not supported",
+               [&] { make(with("normalizer", R"({"type": "Precompiled"})")); });
   expect_error("pre-tokenizer \"UnicodeScripts\" is not supported",
                [&] { make(with("pre_tokenizer", R"({"type": "UnicodeScripts"})")); });
   expect_error("decoder \"CTC\" is not supported", [&] { make(with("decoder", R"({"type": "CTC"})")); });
@@ -141,7 +142,8 @@ TEST(Tokenizer, RefusesMalformedFilesWithASentence) {
     make(broken("/post_processor", json::parse(R"({"type": "BertProcessing", "sep": ["x", 8], "cls": ["<s>", 7]})")));
   });
   expect_error("cannot compile the regular expression \"(a\"", [&] {
-    make(broken("/pre_tokenizer", json::parse(R"({"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated"})")));
+    make(broken("/pre_tokenizer",
+                json::parse(R"({"type": "Split", "pattern": {"Regex": "(a"}, "behavior": "Isolated"})")));
   });
   expect_error("behavior should be Removed", [&] {
     make(broken("/pre_tokenizer", json::parse(R"({"type": "Split", "pattern": {"String": "a"}, "behavior": "Odd"})")));
@@ -217,7 +219,7 @@ TEST(StreamingDecoder, GivesOutBytesThatNothingCompletes) {
 
 TEST(Unicode, DecodesWhatIsUtf8AndReplacesMaximalParts) {
   EXPECT_EQ(to_valid_utf8("a\xC3\xA9\xF0\x9F\x91\x8D"), "aé👍");
-  EXPECT_EQ(to_valid_utf8("\xC0\x80"), "\uFFFD\uFFFD");          // overlong
+  EXPECT_EQ(to_valid_utf8("\xC0\x80"), "\uFFFD\uFFFD");            // overlong
   EXPECT_EQ(to_valid_utf8("\xED\xA0\x80"), "\uFFFD\uFFFD\uFFFD");  // surrogate
   EXPECT_EQ(to_valid_utf8("\xF4\x90\x80\x80"), "\uFFFD\uFFFD\uFFFD\uFFFD");
   EXPECT_EQ(to_valid_utf8("\xF0\x9F\x91"), "\uFFFD");
