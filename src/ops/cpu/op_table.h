@@ -92,6 +92,5 @@ const OpTable& active_op_table();
 const OpTable& scalar_op_table();
 const OpTable& avx2_op_table();
 const OpTable& avx512_op_table();
-const OpTable& avx512bf16_op_table();
 
 }  // namespace nibble::cpu

@@ -1,5 +1,7 @@
 #include "ops/cpu/simd_avx512.h"
 
+#include "ops/cpu/simd_math.h"
+
 #include "ops/cpu/simd_ops.h"
 
 #include "ops/cpu/simd_attention.h"

@@ -1,4 +1,4 @@
-// Attention's inner loops over the registers of simd_avx2.h or simd_avx512.h, with simd_ops.h included before. A template
+// Attention's inner loops over the registers of simd_avx2.h or simd_avx512.h, with simd_math.h included before. A template
 // over how elements of the cache are multiplied (see Floats below); everything is in an unnamed namespace.
 //
 // Four rows of queries meet a tile of 64 keys at a time: their scores and probabilities (1 KiB) stay in L1, and each element
@@ -232,27 +232,6 @@ void prepare_q(const float* q, std::int64_t stride, int rows, std::int64_t head_
     const std::int64_t row_floats = head_dim / P::kElementsAWord * P::kFloatsAWord;
     P::prepare(q + r * stride, head_dim, Vec::set1(factor), static_cast<float*>(out) + r * row_floats);
   }
-}
-
-void merge(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, std::int64_t n) {
-  if (sum2 == 0) return;
-  const float top = max2 > *max ? max2 : *max;
-  float scale[Vec::kLanes];
-  float scale2[Vec::kLanes];
-  Vec::store(scale, exp2(Vec::set1(*max - top)));
-  Vec::store(scale2, exp2(Vec::set1(max2 - top)));
-  const Reg s = Vec::set1(scale[0]);
-  const Reg s2 = Vec::set1(scale2[0]);
-  for (std::int64_t i = 0; i < n; i += Vec::kLanes) {
-    Vec::store(acc + i, Vec::fma(Vec::load(acc + i), s, Vec::mul(Vec::load(acc2 + i), s2)));
-  }
-  *sum = *sum * scale[0] + sum2 * scale2[0];
-  *max = top;
-}
-
-void finish(const float* acc, float sum, std::int64_t n, float* y) {
-  const Reg factor = Vec::set1(1 / sum);
-  for_registers(n, [&](std::int64_t i, std::int64_t lanes) { store_some(y + i, lanes, Vec::mul(load_some(acc + i, lanes), factor)); });
 }
 
 }  // namespace
