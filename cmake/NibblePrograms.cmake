@@ -6,3 +6,8 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/src/cli/main.cpp)
   add_custom_command(TARGET nibble POST_BUILD
     COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_gptq)
 endif()
+
+# Times each kernel by itself; `ninja bench_kernels_micro` builds it.
+add_executable(bench_kernels_micro EXCLUDE_FROM_ALL benchmarks/micro/kernels.cpp)
+target_link_libraries(bench_kernels_micro PRIVATE nibble_flags nibble_bench nibble_models nibble_kernels nibble_ops CLI11::CLI11 DNNL::dnnl)
+set_target_properties(bench_kernels_micro PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)

@@ -14,7 +14,7 @@ constexpr std::int64_t kPad = 32;    // K of a bf16 panel and of bf16 inputs is 
 
 /// out[m * 32 + n] = sum over k < K of x[m * stride + k] * panel[k][n], for m < rows.
 using F32Product = void(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out);
-/// The same with a bf16 panel, for instruction sets that have no product of bf16 pairs: x stays float. `k` is not padded.
+/// The same with a bf16 panel and inputs that stay float. `k` is not padded.
 using MixedProduct = void(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out);
 /// The same with bf16 inputs. `k` is padded; x and out have room for a multiple of 16 rows (what stands there is of no matter).
 using Bf16Product = void(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride, std::int64_t rows, float* out);
@@ -33,8 +33,7 @@ using GatedSigmoid = void(const float* gate, const float* up, std::int64_t count
 struct Functions {
   F32Product* f32 = nullptr;
   MixedProduct* mixed = nullptr;
-  Bf16Product* bf16 = nullptr;      // null: use `mixed`
-  Bf16Product* bf16_many = nullptr; // for many rows; null: use `bf16`
+  Bf16Product* bf16 = nullptr;  // for many rows, with scale_bf16; null where `mixed` is the best for these too
   SumSquares* sum_squares = nullptr;
   Scale* scale = nullptr;
   ScaleBf16* scale_bf16 = nullptr;

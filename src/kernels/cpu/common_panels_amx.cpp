@@ -14,6 +14,16 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// 16 cache lines, 2 KiB ahead (the panel's next step). Two such halves a step, apart from each other: all 32 at once would
+// wait for free fill buffers (measured at 8 rows: 13.4 GB/s a core without, 15 with all at once, 19 so).
+void prefetch(const std::uint16_t* at, int half) {
+  constexpr int kAhead = 2048;
+#pragma GCC unroll 16
+  for (int line = 0; line < 16; ++line) {
+    _mm_prefetch(reinterpret_cast<const char*>(at) + kAhead + (half * 16 + line) * 64, _MM_HINT_T0);
+  }
+}
+
 }  // namespace
 
 // 32 rows x 32 outputs a step: four accumulator tiles (0 to 3), two of inputs (4, 5), two of weights (6, 7), so that each
@@ -33,12 +43,14 @@ void bf16_amx(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x
       _tile_zero(3);
       for (std::int64_t i = 0; i < k; i += 32) {
         const std::uint16_t* at = panel + i * kWidth;
+        if (m == 0) prefetch(at, 0);
         _tile_loadd(6, at, kPanelRow);
         _tile_loadd(4, first + i, stride * 2);
-        _tile_loadd(7, at + 32, kPanelRow);
-        _tile_loadd(5, second + i, stride * 2);
         _tile_dpbf16ps(0, 4, 6);
+        if (m == 0) prefetch(at, 1);
+        _tile_loadd(7, at + 32, kPanelRow);
         _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, second + i, stride * 2);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
@@ -47,10 +59,12 @@ void bf16_amx(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x
     } else {
       for (std::int64_t i = 0; i < k; i += 32) {
         const std::uint16_t* at = panel + i * kWidth;
+        if (m == 0) prefetch(at, 0);
         _tile_loadd(6, at, kPanelRow);
         _tile_loadd(4, first + i, stride * 2);
-        _tile_loadd(7, at + 32, kPanelRow);
         _tile_dpbf16ps(0, 4, 6);
+        if (m == 0) prefetch(at, 1);
+        _tile_loadd(7, at + 32, kPanelRow);
         _tile_dpbf16ps(1, 4, 7);
       }
     }

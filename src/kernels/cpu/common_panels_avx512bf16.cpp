@@ -5,9 +5,17 @@
 namespace nibble::panels {
 namespace {
 
-// As for f32: 24 accumulators. vdpbf16ps has a latency of some 6 cycles on one port, so few rows need 8 chains too.
+// As for f32: 24 accumulators.
 constexpr int kRows = 12;
 
+// As for f32.
+void prefetch(const void* at) {
+  constexpr int kAhead = 2048;
+  _mm_prefetch(static_cast<const char*>(at) + kAhead, _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(at) + kAhead + 64, _MM_HINT_T0);
+}
+
+// vdpbf16ps has a latency of some 6 cycles on one port, so few rows need 8 chains too.
 template <int R>
 constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
 
@@ -25,6 +33,7 @@ void bf16_tile(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* 
 #pragma GCC unroll 16
     for (int u = 0; u < U; ++u) {
       const std::uint16_t* at = panel + (i + 2 * u) * kWidth;
+      prefetch(at);
       const __m512bh w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(at));
       const __m512bh w1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(at + 32));
 #pragma GCC unroll 16

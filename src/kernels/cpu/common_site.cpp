@@ -21,8 +21,9 @@ constexpr std::int64_t kRedundantRows = 8;
 // Rows that go through a panel together: a multiple of 12, 16 and 32, the heights of the product functions' tiles, whose
 // bf16 inputs (K = 1536: 300 KB) and panel stay in a L2 of 1 MB.
 constexpr std::int64_t kRowBlock = 96;
-// From here on AMX, 16 rows a tile, beats vdpbf16ps.
-constexpr std::int64_t kManyRows = 16;
+// From here on products of bf16 pairs beat float inputs, whose products wait for memory with fewer rows (one core, K = 576,
+// weights from memory, AMX against floats: 8 rows 1.9 and 1.9 us a panel, 12 rows 1.9 and 2.4, 16 rows 2.0 and 3.7).
+constexpr std::int64_t kPairRows = 9;
 
 // Bytes of one row of prepared inputs, f32 or bf16.
 std::size_t prepared_row(std::int64_t inputs) { return static_cast<std::size_t>(round_up(inputs, kPad)) * 4; }
@@ -39,7 +40,7 @@ class Call {
       : layout_(layout), source_(std::move(source)), scratch_(scratch), functions_(panels::functions()), rows_(args.rows),
         x_(args.x), norm_weight_(args.norm_weight), y_(args.y.begin(), args.y.end()), residual_(args.residual),
         workspace_(args.workspace) {
-    bf16_inputs_ = layout.bf16 && functions_.bf16 != nullptr;
+    bf16_inputs_ = layout.bf16 && functions_.bf16 != nullptr && rows_ >= kPairRows;
     prepares_ = bf16_inputs_ || layout.prologue.kind != PrologueKind::none;
   }
 
@@ -118,9 +119,8 @@ class Call {
     } else if (!bf16_inputs_) {
       functions_.mixed(reinterpret_cast<const std::uint16_t*>(weights), k, x, stride, count, out);
     } else {
-      panels::Bf16Product* best = rows_ >= kManyRows && functions_.bf16_many != nullptr ? functions_.bf16_many : functions_.bf16;
-      best(reinterpret_cast<const std::uint16_t*>(weights), round_up(k, kPad), reinterpret_cast<const std::uint16_t*>(inputs),
-           2 * stride, count, out);
+      functions_.bf16(reinterpret_cast<const std::uint16_t*>(weights), round_up(k, kPad),
+                      reinterpret_cast<const std::uint16_t*>(inputs), 2 * stride, count, out);
     }
   }
 

@@ -94,7 +94,7 @@ void write_codes(const GptqTensors& gptq, const PanelLayout::Panel& panel, const
   }
 }
 
-// The site as it is multiplied: where the processor has no product of bf16 pairs, panels are f32, which is more exact and no
+// The site as it is multiplied: where no product of bf16 pairs will be used, panels are f32, which is more exact and no
 // slower, as they never leave the cache.
 LinearSite computed_site(LinearSite site) {
   if (panels::functions().bf16 == nullptr) site.compute = DType::f32;
