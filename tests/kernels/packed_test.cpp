@@ -88,7 +88,7 @@ TEST(Packed, AgreesWithFloat64OnEveryInstructionSet) {
       const LinearKernel& kernel = kernel_of(planes);
       ASSERT_TRUE(kernel.fit(site.site(), cpu_device().info(), 64).ok);
       const auto packed = pack(kernel, site);
-      for (const std::int64_t rows : {1, 3, 8, 21, 50}) {
+      for (const std::int64_t rows : {1, 7, 21}) {
         const std::vector<float> x = site.inputs(rows);
         set_isa(Isa::scalar);
         const std::vector<float> want = site.run(kernel, *packed, x, rows);

@@ -12,7 +12,7 @@
 //   never cross a multiple of 128, which is a line.
 // Activations. Each block of a row of inputs is rounded to integers of one scale: 16 bits, kept as two signed bytes
 //   x = 256*high + low, or 8 bits. Rows of bytes are staged in tiles of 16 rows (8 inputs with high and low each, or 16):
-//   tile, line, row, 128 bytes; the last tile has only the rows it needs.
+//   tile, line, row, 128 bytes; a single tile has only the rows it needs.
 // Arithmetic, the same in every unit bit for bit: D = sum of code * x in a block, exactly, in int32 (|D| <= 255 * 32639 *
 //   128 < 2^31); then acc = fma(fma(zero, -sum(x), float(D)) * x_scale, w_scale, acc) over the blocks in order.
 #pragma once
@@ -34,6 +34,11 @@ inline constexpr int kMaxInt16 = 32639;
 inline constexpr int kMaxInt8 = 127;
 /// Below this a block's largest magnitude counts as zero, so that its reciprocal stays finite.
 inline constexpr float kTiny = 0x1p-100f;
+
+/// Rows of bytes in each staged tile of a call of `rows` rows.
+static inline std::int64_t staged_tile_rows(std::int64_t rows, int planes) {
+  return rows * planes < kTileRows ? rows * planes : kTileRows;
+}
 
 struct Block {
   std::int32_t first = 0;   // of its inputs, in sorted order
@@ -70,8 +75,8 @@ struct Matrix {
   int staged = 0;                  // which staged activations it reads
 };
 
-/// Rounded activations of some rows of one plan. Tile i starts at q + i * kTileRows * lines * kLine, and its scales at
-/// i * block_count * inputs_per_tile, as [block][input].
+/// Rounded activations of some rows of one plan. Tile i starts at q + i * staged_tile_rows * lines * kLine, and its scales
+/// at i * block_count * (kTileRows / planes), as [block][row]. 64 bytes behind q may be read.
 struct Staged {
   std::int8_t* q = nullptr;
   float* scale = nullptr;

@@ -30,9 +30,9 @@ struct StagedSizes {
 };
 
 StagedSizes staged_sizes(std::size_t blocks, std::size_t lines, std::int64_t rows, int planes) {
-  const auto staged_rows = static_cast<std::size_t>(rows * planes);
-  const std::size_t tiles = ceil_div<std::size_t>(staged_rows, kTileRows);
-  return {round_up(staged_rows * lines * kLine, kAlignment),
+  const auto tiles = static_cast<std::size_t>(ceil_div<std::int64_t>(rows * planes, kTileRows));
+  const auto tile_rows = static_cast<std::size_t>(staged_tile_rows(rows, planes));
+  return {round_up(tiles * tile_rows * lines * kLine, kAlignment),
           round_up(tiles * blocks * static_cast<std::size_t>(kTileRows / planes) * sizeof(float), kAlignment)};
 }
 
@@ -213,7 +213,8 @@ class PackedKernel : public LinearKernel {
                                             {Isa::avx2, multiply_avx2},
                                             {Isa::avxvnni, multiply_avxvnni},
                                             {Isa::avx512, multiply_avx512},
-                                            {Isa::avx512vnni, multiply_avx512vnni}});
+                                            {Isa::avx512vnni, multiply_avx512vnni},
+                                            {Isa::amx, multiply_amx}});
     return task;
   }
 

@@ -82,9 +82,8 @@ void stage_avx2(const StageCall& call, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const float* const x = call.x + row * call.stride;
     const std::int64_t tile = row / per_tile;
-    const std::int64_t left = call.rows - tile * per_tile;
-    const std::int64_t tile_rows = (left < per_tile ? left : per_tile) * call.planes;
-    std::int8_t* const q = call.to.q + tile * kTileRows * plan.lines * kLine + row % per_tile * call.planes * kLine;
+    const std::int64_t tile_rows = staged_tile_rows(call.rows, call.planes);
+    std::int8_t* const q = call.to.q + tile * tile_rows * plan.lines * kLine + row % per_tile * call.planes * kLine;
     float factor = 1;
     if (call.norm_weight != nullptr) {
       factor = 1.0f / __builtin_sqrtf(sum_of_squares(x, call.inputs) / static_cast<float>(call.inputs) + call.eps);

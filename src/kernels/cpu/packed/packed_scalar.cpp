@@ -68,8 +68,8 @@ void panel_sums(const Call& call, const Matrix& matrix, std::int64_t panel, std:
   const std::int64_t per_tile = kTileRows / call.planes;
   const std::int64_t tile = row / per_tile;
   const std::int64_t in_tile = row % per_tile;
-  const std::int64_t tile_rows = std::min(per_tile, call.rows - tile * per_tile) * call.planes;
-  const std::int8_t* const q = staged.q + tile * kTileRows * plan.lines * kLine;
+  const std::int64_t tile_rows = staged_tile_rows(call.rows, call.planes);
+  const std::int8_t* const q = staged.q + tile * tile_rows * plan.lines * kLine;
   std::fill(sums, sums + kPanel, 0.0f);
   const std::uint8_t* codes = at + matrix.codes_offset;
   BlockCodes unpacked;
@@ -111,8 +111,8 @@ void stage_scalar(const StageCall& call, std::int64_t begin, std::int64_t end) {
   for (std::int64_t row = begin; row < end; ++row) {
     const float* const x = call.x + row * call.stride;
     const std::int64_t tile = row / per_tile;
-    const std::int64_t tile_rows = std::min(per_tile, call.rows - tile * per_tile) * call.planes;
-    std::int8_t* const q = call.to.q + tile * kTileRows * plan.lines * kLine + row % per_tile * call.planes * kLine;
+    const std::int64_t tile_rows = staged_tile_rows(call.rows, call.planes);
+    std::int8_t* const q = call.to.q + tile * tile_rows * plan.lines * kLine + row % per_tile * call.planes * kLine;
     float factor = 1;
     if (call.norm_weight != nullptr) {
       factor = 1.0f / std::sqrt(sum_of_squares(x, call.inputs) / static_cast<float>(call.inputs) + call.eps);

@@ -159,6 +159,7 @@ inline int pass_rows(std::int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 :
 template <class Dot, int kPlanes>
 void multiply(const Call& call, const Rectangle& area) {
   constexpr int kTileInputs = kTileRows / kPlanes;
+  const std::int64_t tile_rows = staged_tile_rows(call.rows, kPlanes);
   alignas(64) float sums[4 * kPairFloats];
   for (std::int64_t index = area.pair_begin; index < area.pair_end; ++index) {
     const PairRef pair = pair_at(call, index);
@@ -172,8 +173,8 @@ void multiply(const Call& call, const Rectangle& area) {
         const std::int64_t panel = second == 0 ? pair.first_panel : pair.second_panel;
         const Staged& staged = call.staged[matrix.staged];
         const std::int64_t meta = tile_index * matrix.plan.block_count * kTileInputs;
-        const Tile tile = {staged.q + tile_index * kTileRows * matrix.plan.lines * kLine, staged.scale + meta,
-                           staged.minus_sum + meta, in_tile * kPlanes * kLine, kTileInputs};
+        const Tile tile = {staged.q + tile_index * tile_rows * matrix.plan.lines * kLine, staged.scale + meta,
+                           staged.minus_sum + meta, tile_rows * kLine, kTileInputs};
         panel_function<Dot, kPlanes>(matrix.bits, rows)(matrix, matrix.panels + panel * matrix.stride, tile, first,
                                                         sums + second * kPanel);
       }
