@@ -40,7 +40,8 @@ class PackedSiteForTest {
   explicit PackedSiteForTest(const PackedCase& c, unsigned seed = 1) : random_(seed) {
     const std::int64_t group = c.group < 0 ? c.inputs : c.group;
     std::vector<std::int32_t> g_idx(static_cast<std::size_t>(c.inputs));
-    for (std::int64_t k = 0; k < c.inputs; ++k) g_idx[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k / group);
+    for (std::int64_t k = 0; k < c.inputs; ++k)
+      g_idx[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k / group);
     for (std::size_t i = 0; i < c.outputs.size(); ++i) {
       if (c.act_order) std::shuffle(g_idx.begin(), g_idx.end(), random_);
       add_part(c, g_idx, group, c.outputs[i], i);
@@ -74,15 +75,16 @@ class PackedSiteForTest {
   }
 
   /// All parts' outputs, one behind the other, [rows, out] each; or the one output of an epilogue. Gaps are checked.
-  std::vector<float> run(const LinearKernel& kernel, const PackedLinear& packed, const std::vector<float>& x, std::int64_t rows,
-                         const std::vector<float>& residual = {}) const {
+  std::vector<float> run(const LinearKernel& kernel, const PackedLinear& packed, const std::vector<float>& x,
+                         std::int64_t rows, const std::vector<float>& residual = {}) const {
     const auto stream = cpu_device().make_stream();
     const auto workspace = cpu_device().allocate(kernel.workspace(site_, rows), "a test");
     const bool one = site_.epilogue.kind != EpilogueKind::store;
     std::vector<std::vector<float>> out;
     std::vector<MatrixRef> refs;
     for (const LinearDesc& part : site_.parts) {
-      out.emplace_back(static_cast<std::size_t>(rows * (part.out_features + kGap)), std::numeric_limits<float>::quiet_NaN());
+      out.emplace_back(static_cast<std::size_t>(rows * (part.out_features + kGap)),
+                       std::numeric_limits<float>::quiet_NaN());
       refs.push_back({nullptr, DType::f32, rows, part.out_features, part.out_features + kGap});
       if (one) break;
     }
@@ -111,7 +113,8 @@ class PackedSiteForTest {
     return flat;
   }
 
-  /// x W^T + bias of one part in double, [rows, out], and the error that rounding activations to `limit` steps may cause.
+  /// x W^T + bias of one part in double, [rows, out], and the error that rounding activations to `limit` steps may
+  /// cause.
   void reference(std::size_t part, const std::vector<float>& x, std::int64_t rows, double limit, std::vector<double>& y,
                  std::vector<double>& bound) const {
     const GptqTensors& gptq = gptq_[part];
@@ -144,13 +147,33 @@ class PackedSiteForTest {
           // Half a step of the activation each; then float's own rounding of sums that are as large as the largest code
           // (the codes are unsigned) times the inputs.
           error += 0.5 * top / limit * std::abs(weight);
-          const double scale = static_cast<double>(gptq.scales[static_cast<std::size_t>(gptq.g_idx[at] * gptq.out_features + n)]);
+          const double scale =
+              static_cast<double>(gptq.scales[static_cast<std::size_t>(gptq.g_idx[at] * gptq.out_features + n)]);
           size += std::abs(inputs[static_cast<std::size_t>(r)][at]) * scale * (1 << gptq.bits);
         }
         y[static_cast<std::size_t>(r * gptq.out_features + n)] = sum;
         bound[static_cast<std::size_t>(r * gptq.out_features + n)] = error + size * 0x1p-21 + std::abs(sum) * 0x1p-22;
       }
     }
+  }
+
+  /// sum over k of |x W| of one part, [rows, out].
+  std::vector<double> absolute_sums(std::size_t part, const std::vector<float>& x, std::int64_t rows) const {
+    const GptqTensors& gptq = gptq_[part];
+    std::vector<double> sums(static_cast<std::size_t>(rows * gptq.out_features));
+    std::vector<float> w(static_cast<std::size_t>(gptq.in_features));
+    std::vector<std::vector<double>> inputs;
+    for (std::int64_t r = 0; r < rows; ++r)
+      inputs.push_back(normalised(x.data() + r * gptq.in_features, gptq.in_features));
+    for (std::int64_t n = 0; n < gptq.out_features; ++n) {
+      gptq.dequantize_row(n, w.data());
+      for (std::int64_t r = 0; r < rows; ++r) {
+        double& sum = sums[static_cast<std::size_t>(r * gptq.out_features + n)];
+        for (std::size_t i = 0; i < w.size(); ++i)
+          sum += std::abs(inputs[static_cast<std::size_t>(r)][i] * static_cast<double>(w[i]));
+      }
+    }
+    return sums;
   }
 
  private:
@@ -166,7 +189,8 @@ class PackedSiteForTest {
     return out;
   }
 
-  void add_part(const PackedCase& c, const std::vector<std::int32_t>& g_idx, std::int64_t group, std::int64_t outputs, std::size_t index) {
+  void add_part(const PackedCase& c, const std::vector<std::int32_t>& g_idx, std::int64_t group, std::int64_t outputs,
+                std::size_t index) {
     GptqTensors gptq;
     gptq.name = "part" + std::to_string(index);
     gptq.bits = c.bits;
@@ -179,7 +203,8 @@ class PackedSiteForTest {
     gptq.g_idx = g_idx;
     std::vector<std::uint8_t> codes(static_cast<std::size_t>(c.inputs * outputs));
     for (auto& code : codes) code = static_cast<std::uint8_t>(random_() % (1u << c.bits));
-    auto words = std::make_shared<std::vector<std::uint32_t>>(static_cast<std::size_t>(packed_words(c.inputs, c.bits) * outputs));
+    auto words = std::make_shared<std::vector<std::uint32_t>>(
+        static_cast<std::size_t>(packed_words(c.inputs, c.bits) * outputs));
     pack_columns(codes, c.inputs, outputs, c.bits, *words);
     gptq.qweight_copy = words;
     gptq.qweight = *words;

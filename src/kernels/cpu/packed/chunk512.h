@@ -3,7 +3,8 @@
 
 #include "kernels/cpu/packed/isa.h"
 
-// The intrinsics' own header uses values that it leaves undefined on purpose, which g++ 12 warns about (GCC bug 105593).
+// The intrinsics' own header uses values that it leaves undefined on purpose, which g++ 12 warns about (GCC bug
+// 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
@@ -50,7 +51,8 @@ struct Chunk {
   }
 
  private:
-  // Bits 0 and 1 of every byte from one, bit 2 from the other: 0xCA chooses by the third operand, then the rest is cleared.
+  // Bits 0 and 1 of every byte from one, bit 2 from the other: 0xCA chooses by the third operand, then the rest is
+  // cleared.
   static __attribute__((always_inline)) __m512i low_and_third(__m512i low, __m512i third) {
     const __m512i chosen = _mm512_ternarylogic_epi32(_mm512_set1_epi8(3), low, third, 0xCA);
     return _mm512_and_si512(chosen, _mm512_set1_epi8(7));

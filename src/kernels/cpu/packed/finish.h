@@ -1,5 +1,6 @@
-// What happens to the sums of a pair of panels: bias, residual, gate. Included by each unit into its own unnamed namespace,
-// so that each compiles it for its instruction set; plain loops of 16, which the compiler turns into vectors.
+// What happens to the sums of a pair of panels: bias, residual, gate. Included by each unit into its own unnamed
+// namespace, so that each compiles it for its instruction set; plain loops of 16, which the compiler turns into
+// vectors.
 #pragma once
 
 #include "kernels/cpu/packed/isa.h"
@@ -52,8 +53,8 @@ inline std::uint32_t float_to_bits(float value) {
   return bits;
 }
 
-/// e^x to about 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, and the Taylor polynomial of degree 7 in r, whose
-/// next term is below 2^-27. NaN stays NaN.
+/// e^x to about 2 units in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, and the Taylor polynomial of degree 7 in r,
+/// whose next term is below 2^-27. NaN stays NaN.
 inline float exponential(float x) {
   x = x > 88.0f ? 88.0f : x;  // e^88 is the last that fits in float with room for the factor 2^n
   x = x < -87.0f ? -87.0f : x;
@@ -76,7 +77,8 @@ inline float exponential(float x) {
 inline void gate(Finish finish, const float* gate_sums, const float* up_sums, float* out) {
   switch (finish) {
     case Finish::gelu:
-      for (int i = 0; i < kPanel; ++i) out[i] = 0.5f * gate_sums[i] * (1.0f + ::erff(gate_sums[i] * 0.707106781f)) * up_sums[i];
+      for (int i = 0; i < kPanel; ++i)
+        out[i] = 0.5f * gate_sums[i] * (1.0f + ::erff(gate_sums[i] * 0.707106781f)) * up_sums[i];
       return;
     case Finish::gelu_tanh:
       // 0.5 (1 + tanh u) = 1 / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3)

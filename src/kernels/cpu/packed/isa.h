@@ -1,19 +1,22 @@
-// What the kernels `packed` and `packed-int8` say to their units, one for each instruction set: plain structs and functions.
+// What the kernels `packed` and `packed-int8` say to their units, one for each instruction set: plain structs and
+// functions.
 //
-// Codes. A matrix is cut into panels of 16 outputs. A panel is its scales, its zero points, then its codes, in one piece:
-//   scales [blocks][16] f16 (f32 where a scale does not fit), zeros [blocks][16] u8 (none where symmetric), padding to 64
-//   bytes, chunks. A chunk is one 32-bit word for each of the 16 outputs (64 bytes); 3 bits take three of them. Bits b of
-//   a word are 32/b codes in the order of the file: inputs j*P + p, P = 8/b, at bit b*(j*P + p). Masking with 2^b - 1 in
-//   every byte after a shift by b*p leaves the four codes of plane p (j = 0..3) as bytes, which is what byte dot products
-//   (vpmaddubsw, vpdpbusd, tdpbsud) take, with no permutation. 3 bits: two words of 2-bit codes (inputs 0-15 and 16-31),
-//   then one word of third bits, code 16*h + j*4 + p at bit 8*j + 4*h + p.
+// Codes. A matrix is cut into panels of 16 outputs. A panel is its scales, its zero points, then its codes, in one
+// piece:
+//   scales [blocks][16] f16 (f32 where a scale does not fit), zeros [blocks][16] u8 (none where symmetric), padding to
+//   64 bytes, chunks. A chunk is one 32-bit word for each of the 16 outputs (64 bytes); 3 bits take three of them. Bits
+//   b of a word are 32/b codes in the order of the file: inputs j*P + p, P = 8/b, at bit b*(j*P + p). Masking with 2^b
+//   - 1 in every byte after a shift by b*p leaves the four codes of plane p (j = 0..3) as bytes, which is what byte dot
+//   products (vpmaddubsw, vpdpbusd, tdpbsud) take, with no permutation. 3 bits: two words of 2-bit codes (inputs 0-15
+//   and 16-31), then one word of third bits, code 16*h + j*4 + p at bit 8*j + 4*h + p.
 // Blocks. Inputs are sorted by group, and groups cut into blocks of at most 128 inputs (64 with int8 activations), one
 //   scale and zero each. An input's place in the order of planes is its slot; blocks start at multiples of 16 slots and
 //   never cross a multiple of 128, which is a line.
 // Activations. Each block of a row of inputs is rounded to integers of one scale: 16 bits, kept as two signed bytes
-//   x = 256*high + low, or 8 bits. Rows of bytes are staged in tiles of 16 rows (8 inputs with high and low each, or 16):
-//   tile, line, row, 128 bytes; a single tile has only the rows it needs.
-// Arithmetic, the same in every unit bit for bit: D = sum of code * x in a block, exactly, in int32 (|D| <= 255 * 32639 *
+//   x = 256*high + low, or 8 bits. Rows of bytes are staged in tiles of 16 rows (8 inputs with high and low each, or
+//   16): tile, line, row, 128 bytes; a single tile has only the rows it needs.
+// Arithmetic, the same in every unit bit for bit: D = sum of code * x in a block, exactly, in int32 (|D| <= 255 * 32639
+// *
 //   128 < 2^31); then acc = fma(fma(zero, -sum(x), float(D)) * x_scale, w_scale, acc) over the blocks in order.
 #pragma once
 
@@ -41,7 +44,7 @@ static inline std::int64_t staged_tile_rows(std::int64_t rows, int planes) {
 }
 
 struct Block {
-  std::int32_t first = 0;   // of its inputs, in sorted order
+  std::int32_t first = 0;  // of its inputs, in sorted order
   std::int32_t inputs = 0;
   std::int32_t slot = 0;
   std::int32_t chunks = 0;
@@ -54,29 +57,29 @@ struct PlanView {
   const std::int32_t* order = nullptr;  // [inputs], sorted order to input; null where they are the same
   std::int32_t block_count = 0;
   std::int32_t lines = 0;
-  std::int32_t planes_of_codes = 0;     // P
+  std::int32_t planes_of_codes = 0;  // P
   std::int32_t chunk_slots = 0;
-  bool gaps = false;                    // some slot below 32 * steps belongs to no input of a block's chunks
-  std::int32_t steps = 0;               // 32 slots each, that hold all blocks
+  bool gaps = false;       // some slot below 32 * steps belongs to no input of a block's chunks
+  std::int32_t steps = 0;  // 32 slots each, that hold all blocks
 };
 
 /// One part's codes.
 struct Matrix {
   const std::uint8_t* panels = nullptr;
-  std::int64_t stride = 0;         // bytes from a panel to the next
+  std::int64_t stride = 0;  // bytes from a panel to the next
   std::int64_t outputs = 0;
-  std::int64_t zeros_offset = 0;   // in a panel; scales start it
+  std::int64_t zeros_offset = 0;  // in a panel; scales start it
   std::int64_t codes_offset = 0;
-  const float* bias = nullptr;     // [outputs] or null
+  const float* bias = nullptr;  // [outputs] or null
   PlanView plan;
   int bits = 4;
   bool symmetric = true;
-  bool wide_scales = false;        // f32
-  int staged = 0;                  // which staged activations it reads
+  bool wide_scales = false;  // f32
+  int staged = 0;            // which staged activations it reads
 };
 
-/// Rounded activations of some rows of one plan. Tile i starts at q + i * staged_tile_rows * lines * kLine, and its scales
-/// at i * block_count * (kTileRows / planes), as [block][row]. 64 bytes behind q may be read.
+/// Rounded activations of some rows of one plan. Tile i starts at q + i * staged_tile_rows * lines * kLine, and its
+/// scales at i * block_count * (kTileRows / planes), as [block][row]. 64 bytes behind q may be read.
 struct Staged {
   std::int8_t* q = nullptr;
   float* scale = nullptr;
@@ -93,17 +96,25 @@ struct StageCall {
   float eps = 0;
   PlanView plan;
   Staged to;
-  int planes = 2;                      // of activations: 2 for 16 bits, 1 for 8
+  int planes = 2;  // of activations: 2 for 16 bits, 1 for 8
 };
 
-enum class Finish : std::uint8_t { store, residual, silu, gelu, gelu_tanh, relu };  // the last four: act(first) * second
+enum class Finish : std::uint8_t {
+  store,
+  residual,
+  silu,
+  gelu,
+  gelu_tanh,
+  relu
+};  // the last four: act(first) * second
 
 struct Output {
   float* y = nullptr;
   std::int64_t stride = 0;
 };
 
-/// A site's product. Its work is counted in pairs of panels: neighbours of one part, or a panel of gate and the same of up.
+/// A site's product. Its work is counted in pairs of panels: neighbours of one part, or a panel of gate and the same of
+/// up.
 struct Call {
   const Matrix* parts = nullptr;
   int part_count = 0;
@@ -135,11 +146,16 @@ void stage_scalar(const StageCall& call, std::int64_t begin, std::int64_t end);
 void stage_avx2(const StageCall& call, std::int64_t begin, std::int64_t end);
 void stage_avx512(const StageCall& call, std::int64_t begin, std::int64_t end);
 
+/// Rounds rows to bf16 instead, into Staged::bf16.
+void stage_avx512bf16(const StageCall& call, std::int64_t begin, std::int64_t end);
+
 void multiply_scalar(const Call& call, const Rectangle& rectangle);
 void multiply_avx2(const Call& call, const Rectangle& rectangle);
 void multiply_avxvnni(const Call& call, const Rectangle& rectangle);
 void multiply_avx512(const Call& call, const Rectangle& rectangle);
 void multiply_avx512vnni(const Call& call, const Rectangle& rectangle);
 void multiply_amx(const Call& call, const Rectangle& rectangle);
+/// On activations in bf16, with weights made bf16. All parts must have one plan.
+void multiply_bf16_amx(const Call& call, const Rectangle& rectangle);
 
 }  // namespace nibble::packed

@@ -73,7 +73,8 @@ class Packer {
           const std::uint16_t half = float_to_half(gptq_.scales[from + i]);
           std::memcpy(to + 2 * at, &half, 2);
         }
-        if (!matrix_.symmetric) to[matrix_.zeros_offset + static_cast<std::int64_t>(at)] = static_cast<std::uint8_t>(gptq_.zeros[from + i]);
+        if (!matrix_.symmetric)
+          to[matrix_.zeros_offset + static_cast<std::int64_t>(at)] = static_cast<std::uint8_t>(gptq_.zeros[from + i]);
       }
     }
   }
@@ -158,15 +159,18 @@ Plan regular_plan(const LinearDesc& part, int planes) {
   const std::int64_t size = part.gptq->group_size;
   const std::int64_t group = size > 0 ? std::min(size, part.in_features) : part.in_features;
   std::vector<std::int32_t> g_idx(static_cast<std::size_t>(part.in_features));
-  for (std::int64_t k = 0; k < part.in_features; ++k) g_idx[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k / group);
+  for (std::int64_t k = 0; k < part.in_features; ++k)
+    g_idx[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k / group);
   return Plan(g_idx, part.gptq->bits, planes);
 }
 
 void check(const LinearDesc& desc, const GptqTensors* gptq) {
   if (gptq == nullptr || !desc.gptq) fail("{} has no GPTQ tensors, but it is to be packed as if it had", desc.name);
-  if (gptq->in_features != desc.in_features || gptq->out_features != desc.out_features || gptq->bits != desc.gptq->bits) {
-    fail("{}: the checkpoint has a matrix of {} inputs, {} outputs and {} bits where the model has {}, {} and {}", desc.name,
-         gptq->in_features, gptq->out_features, gptq->bits, desc.in_features, desc.out_features, desc.gptq->bits);
+  if (gptq->in_features != desc.in_features || gptq->out_features != desc.out_features ||
+      gptq->bits != desc.gptq->bits) {
+    fail("{}: the checkpoint has a matrix of {} inputs, {} outputs and {} bits where the model has {}, {} and {}",
+         desc.name, gptq->in_features, gptq->out_features, gptq->bits, desc.in_features, desc.out_features,
+         desc.gptq->bits);
   }
   if (std::any_of(gptq->zeros.begin(), gptq->zeros.end(), [](std::uint16_t z) { return z > 255; })) {
     fail("{}: a zero point is above 255, which no code of 8 bits can reach", desc.name);
@@ -183,7 +187,8 @@ Plan::Plan(std::span<const std::int32_t> g_idx, int code_bits, int planes) : bit
   order.resize(g_idx.size());
   std::iota(order.begin(), order.end(), 0);
   const auto group_of = [&g_idx](std::int32_t k) { return g_idx[static_cast<std::size_t>(k)]; };
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return group_of(a) < group_of(b); });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::int32_t a, std::int32_t b) { return group_of(a) < group_of(b); });
   const int inputs = chunk_inputs(bits);
   std::int32_t slot = 0;
   std::int32_t filled = 0;
@@ -215,8 +220,14 @@ Plan::Plan(std::span<const std::int32_t> g_idx, int code_bits, int planes) : bit
 }
 
 PlanView Plan::view() const {
-  return {blocks.data(), order.empty() ? nullptr : order.data(), static_cast<std::int32_t>(blocks.size()), lines,
-          code_planes(bits), chunk_inputs(bits), gaps, steps};
+  return {blocks.data(),
+          order.empty() ? nullptr : order.data(),
+          static_cast<std::int32_t>(blocks.size()),
+          lines,
+          code_planes(bits),
+          chunk_inputs(bits),
+          gaps,
+          steps};
 }
 
 std::int64_t panel_bytes(std::int64_t blocks, std::int64_t chunks, int bits, bool symmetric, bool wide_scales) {
@@ -233,7 +244,8 @@ int PackedSite::plan_of(const GptqTensors& gptq, int planes) {
   return static_cast<int>(plans_.size()) - 1;
 }
 
-PackedSite::PackedSite(const LinearSite& site, std::span<const LinearTensors> tensors, int planes, Device& device) : site_(site) {
+PackedSite::PackedSite(const LinearSite& site, std::span<const LinearTensors> tensors, int planes, Device& device)
+    : site_(site) {
   plans_.reserve(site.parts.size());
   for (std::size_t i = 0; i < site.parts.size(); ++i) {
     const LinearDesc& desc = site.parts[i];
@@ -286,7 +298,8 @@ std::vector<Plan> possible_plans(const LinearSite& site, int planes) {
   std::vector<Plan> plans;
   for (const LinearDesc& part : site.parts) {
     Plan plan = regular_plan(part, planes);
-    if (part.gptq->act_order || std::find(plans.begin(), plans.end(), plan) == plans.end()) plans.push_back(std::move(plan));
+    if (part.gptq->act_order || std::find(plans.begin(), plans.end(), plan) == plans.end())
+      plans.push_back(std::move(plan));
   }
   return plans;
 }
@@ -297,11 +310,13 @@ std::size_t packed_site_bytes(const LinearSite& site, int planes) {
   for (const LinearDesc& part : site.parts) {
     const GptqFormat& format = *part.gptq;
     Plan plan = regular_plan(part, planes);
-    const std::int64_t bytes = panel_bytes(static_cast<std::int64_t>(plan.blocks.size()), plan.chunks, format.bits, format.symmetric, false);
+    const std::int64_t bytes =
+        panel_bytes(static_cast<std::int64_t>(plan.blocks.size()), plan.chunks, format.bits, format.symmetric, false);
     total += static_cast<std::size_t>(bytes * panel_count(part.out_features));
     if (part.bias) total += static_cast<std::size_t>(part.out_features) * sizeof(float);
     if (std::find(plans.begin(), plans.end(), plan) != plans.end()) continue;
-    total += bookkeeping_bytes(plan) + (format.act_order ? static_cast<std::size_t>(part.in_features) * sizeof(std::int32_t) : 0);
+    total += bookkeeping_bytes(plan) +
+             (format.act_order ? static_cast<std::size_t>(part.in_features) * sizeof(std::int32_t) : 0);
     plans.push_back(std::move(plan));
   }
   return total;

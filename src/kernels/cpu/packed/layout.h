@@ -23,7 +23,7 @@ struct Plan {
   std::vector<std::int32_t> order;   // sorted order to input; empty where they are the same
   std::int32_t lines = 0;
   std::int32_t steps = 0;
-  std::int32_t chunks = 0;           // of all blocks
+  std::int32_t chunks = 0;  // of all blocks
   bool gaps = false;
   int bits = 0;
 
@@ -39,8 +39,8 @@ std::int64_t panel_bytes(std::int64_t blocks, std::int64_t chunks, int bits, boo
 /// A whole site, packed.
 class PackedSite final : public PackedLinear {
  public:
-  /// Packs on all threads of the pool. Throws Error naming the part where the tensors contradict the site: in their sizes,
-  /// or by groups that are not full.
+  /// Packs on all threads of the pool. Throws Error naming the part where the tensors contradict the site: in their
+  /// sizes, or by groups that are not full.
   PackedSite(const LinearSite& site, std::span<const LinearTensors> tensors, int planes, Device& device);
   std::size_t bytes() const override { return bytes_; }
 
@@ -61,8 +61,8 @@ class PackedSite final : public PackedLinear {
   std::int64_t pairs_ = 0;
 };
 
-/// The plans that a site's activations may be staged for: one for all parts whose inputs are in order and alike, and one
-/// for each part with act-order, whose order may be its own.
+/// The plans that a site's activations may be staged for: one for all parts whose inputs are in order and alike, and
+/// one for each part with act-order, whose order may be its own.
 std::vector<Plan> possible_plans(const LinearSite& site, int planes);
 
 /// What PackedSite keeps for a site whose scales are exact in f16 and whose groups are full, as files have them.

@@ -1,5 +1,5 @@
-// AMX for more than one row: byte tiles of codes against byte tiles of activations, high and low bytes of 16-bit ones as rows
-// of one tile. Exact sums of a block leave the tiles, and are scaled and added in vector registers.
+// AMX for more than one row: byte tiles of codes against byte tiles of activations, high and low bytes of 16-bit ones
+// as rows of one tile. Exact sums of a block leave the tiles, and are scaled and added in vector registers.
 #include "kernels/cpu/packed/chunk512.h"
 #include "kernels/cpu/packed/finish.h"
 
@@ -18,8 +18,8 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {};
 };
 
-// Tiles 0 to 3 are sums (two tiles of activations times two panels), 4 and 5 activations, 6 and 7 codes. `slots`: 64, or
-// 32 where no block is longer.
+// Tiles 0 to 3 are sums (two tiles of activations times two panels), 4 and 5 activations, 6 and 7 codes. `slots`: 64,
+// or 32 where no block is longer.
 void configure(int activation_rows, int slots) {
   TileConfig config;
   for (int i = 0; i < 4; ++i) {
@@ -59,10 +59,14 @@ using Unpack = const std::uint8_t*(const std::uint8_t*, int, std::uint8_t*, cons
 
 Unpack* unpack_of(int bits) {
   switch (bits) {
-    case 2: return unpack<2>;
-    case 3: return unpack<3>;
-    case 8: return unpack<8>;
-    default: return unpack<4>;
+    case 2:
+      return unpack<2>;
+    case 3:
+      return unpack<3>;
+    case 8:
+      return unpack<8>;
+    default:
+      return unpack<4>;
   }
 }
 
@@ -87,7 +91,8 @@ struct Pending {
 
 // tiles: 1 or 2 of activations from x on; codes: `steps` tiles a panel.
 template <int kPanels>
-void products(const std::int8_t* x, std::int64_t tile_bytes, int tiles, const std::uint8_t* codes, int steps, int slots, Sums& sums) {
+void products(const std::int8_t* x, std::int64_t tile_bytes, int tiles, const std::uint8_t* codes, int steps, int slots,
+              Sums& sums) {
   memory_barrier();
   const std::uint8_t* const second = codes + kMaxSteps * kTileBytes;
   const int codes_step = slots * 16;
@@ -127,8 +132,8 @@ void products(const std::int8_t* x, std::int64_t tile_bytes, int tiles, const st
 
 // Scales the sums of a block and adds them to `totals`, [rows][kPairFloats] of the rows from first_tile's on.
 template <int kPanels, int kPlanes>
-void add_block(const Work<kPanels>& work, const Staged& staged, const Pending& pending, std::int64_t rows, std::int64_t first_tile,
-               float* totals) {
+void add_block(const Work<kPanels>& work, const Staged& staged, const Pending& pending, std::int64_t rows,
+               std::int64_t first_tile, float* totals) {
   constexpr int kTileInputs = kTileRows / kPlanes;
   const int blocks = work.matrix[0]->plan.block_count;
   __m512 scale[kPanels];
@@ -160,10 +165,11 @@ void add_block(const Work<kPanels>& work, const Staged& staged, const Pending& p
   }
 }
 
-// totals [rows][kPairFloats] of the rows from first_tile's on, for one or two panels. The work is a chain of steps (a block
-// times two tiles of rows); while the tiles of one step are multiplied, the sums of the one before are scaled.
+// totals [rows][kPairFloats] of the rows from first_tile's on, for one or two panels. The work is a chain of steps (a
+// block times two tiles of rows); while the tiles of one step are multiplied, the sums of the one before are scaled.
 template <int kPanels, int kPlanes>
-void panels_times_rows(const Call& call, const Work<kPanels>& work, std::int64_t first_tile, std::int64_t rows, int slots, float* totals) {
+void panels_times_rows(const Call& call, const Work<kPanels>& work, std::int64_t first_tile, std::int64_t rows,
+                       int slots, float* totals) {
   constexpr int kTileInputs = kTileRows / kPlanes;
   alignas(64) std::uint8_t codes[2][kPanels][kMaxSteps * kTileBytes];
   Sums sums[2];
@@ -181,19 +187,26 @@ void panels_times_rows(const Call& call, const Work<kPanels>& work, std::int64_t
     at[p] = work.panel[p] + work.matrix[p]->codes_offset;
     unpack_panel[p] = unpack_of(work.matrix[p]->bits);
   }
+  const auto unpack_block = [&](int b) {
+    const int chunks = plan.blocks[b].chunks;
+    const int steps = (chunks * plan.chunk_slots + slots - 1) / slots;
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p)
+      at[p] = unpack_panel[p](at[p], chunks, codes[b % 2][p], codes[b % 2][p] + steps * slots * 16);
+  };
+  unpack_block(0);
   Pending pending;
   int flip = 0;
   for (int b = 0; b < plan.block_count; ++b) {
     const Block& block = plan.blocks[b];
     const int steps = (block.chunks * plan.chunk_slots + slots - 1) / slots;
-    for (int p = 0; p < kPanels; ++p) {
-      std::uint8_t* const to = codes[b % 2][p];
-      at[p] = unpack_panel[p](at[p], block.chunks, to, to + steps * slots * 16);
-    }
-    const std::int8_t* const x = staged.q + first_tile * tile_bytes + block.slot / kLine * tile_rows * kLine + block.slot % kLine;
+    const std::int8_t* const x =
+        staged.q + first_tile * tile_bytes + block.slot / kLine * tile_rows * kLine + block.slot % kLine;
     for (std::int64_t t = 0; t < tiles; t += 2, flip ^= 1) {
       const int both = tiles - t > 1 ? 2 : 1;
       products<kPanels>(x + t * tile_bytes, tile_bytes, both, codes[b % 2][0], steps, slots, sums[flip]);
+      // Tiles do not read stores that have not reached the cache: the next block's codes are written a block ahead.
+      if (t == 0 && b + 1 < plan.block_count) unpack_block(b + 1);
       if (pending.sums != nullptr) add_block<kPanels, kPlanes>(work, staged, pending, rows, first_tile, totals);
       pending = {&sums[flip], b, first_tile + t, both};
     }
@@ -225,10 +238,12 @@ void multiply(const Call& call, const Rectangle& area) {
       const std::int64_t rows = area.row_end - row < kMaxSums ? area.row_end - row : kMaxSums;
       const std::int64_t tile = row / kTileInputs;
       if (pair.has_second && first.staged == second.staged) {
-        panels_times_rows<2, kPlanes>(call, {{&first, &second}, {first_panel, second_panel}}, tile, rows, slots, totals);
+        panels_times_rows<2, kPlanes>(call, {{&first, &second}, {first_panel, second_panel}}, tile, rows, slots,
+                                      totals);
       } else {
         panels_times_rows<1, kPlanes>(call, {{&first}, {first_panel}}, tile, rows, slots, totals);
-        if (pair.has_second) panels_times_rows<1, kPlanes>(call, {{&second}, {second_panel}}, tile, rows, slots, totals + kPanel);
+        if (pair.has_second)
+          panels_times_rows<1, kPlanes>(call, {{&second}, {second_panel}}, tile, rows, slots, totals + kPanel);
       }
       finish_pair(call, pair, row, static_cast<int>(rows), totals);
     }

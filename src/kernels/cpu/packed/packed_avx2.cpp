@@ -8,7 +8,8 @@ struct MaddDot {
   template <int kBits>
   struct Sum {
     __m256i sum = _mm256_setzero_si256();
-    // vpmaddubsw adds pairs of products in 16 bits: at most 2 * 15 * 128. Codes of 8 bits would not fit and go in halves.
+    // vpmaddubsw adds pairs of products in 16 bits: at most 2 * 15 * 128. Codes of 8 bits would not fit and go in
+    // halves.
     __attribute__((always_inline)) void add(__m256i codes, __m256i x) {
       const __m256i ones = _mm256_set1_epi16(1);
       if constexpr (kBits == 8) {
@@ -66,7 +67,8 @@ void load_inputs(const StageCall& call, const float* x, float factor, const Bloc
 // The low bytes of 16 integers.
 __m128i low_bytes(__m256i a, __m256i b) {
   const __m256i mask = _mm256_set1_epi32(255);
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)), 0xd8);
+  const __m256i words =
+      _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)), 0xd8);
   return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 
@@ -95,7 +97,8 @@ void stage_avx2(const StageCall& call, std::int64_t begin, std::int64_t end) {
       load_inputs(call, x, factor, block, count, values);
       __m256i largest = _mm256_setzero_si256();
       for (int i = 0; i < count; i += 8) {
-        largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(_mm256_load_ps(values + i)), magnitude_bits));
+        largest = _mm256_max_epu32(largest,
+                                   _mm256_and_si256(_mm256_castps_si256(_mm256_load_ps(values + i)), magnitude_bits));
       }
       alignas(32) std::uint32_t lanes[8];
       _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), largest);
@@ -109,8 +112,10 @@ void stage_avx2(const StageCall& call, std::int64_t begin, std::int64_t end) {
       std::int8_t* const out = q + block.slot / kLine * tile_rows * kLine + block.slot % kLine;
       __m256i sums = _mm256_setzero_si256();
       for (int i = 0; i < count; i += 16) {
-        const __m256i v0 = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(values + i), inverse)), live);
-        const __m256i v1 = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(values + i + 8), inverse)), live);
+        const __m256i v0 =
+            _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(values + i), inverse)), live);
+        const __m256i v1 =
+            _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(values + i + 8), inverse)), live);
         sums = _mm256_add_epi32(sums, _mm256_add_epi32(v0, v1));
         const __m128i low = _mm_shuffle_epi8(low_bytes(v0, v1), to_slots);
         auto* const at = reinterpret_cast<__m128i*>(out + i);

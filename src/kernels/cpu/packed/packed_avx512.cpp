@@ -1,5 +1,6 @@
 // AVX-512 without VNNI, and the staging of activations for all 512-bit units.
 #include "kernels/cpu/packed/pairs512.h"
+#include "kernels/cpu/packed/stage512.h"
 
 namespace nibble::packed {
 namespace {
@@ -21,47 +22,10 @@ struct MaddDot {
   }
 };
 
-// The order of packed_scalar.cpp's sum.
-float sum_of_squares(const float* x, std::int64_t count) {
-  __m512 sums = _mm512_setzero_ps();
-  std::int64_t k = 0;
-  for (; k + 16 <= count; k += 16) {
-    const __m512 v = _mm512_loadu_ps(x + k);
-    sums = _mm512_fmadd_ps(v, v, sums);
-  }
-  if (k < count) {
-    const __mmask16 rest = static_cast<__mmask16>((1u << (count - k)) - 1u);
-    const __m512 v = _mm512_maskz_loadu_ps(rest, x + k);
-    sums = _mm512_mask3_fmadd_ps(v, v, sums, rest);
-  }
-  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps(sums, 1));
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
 __m128i slot_order(int planes) {
   if (planes == 4) return _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   if (planes == 2) return _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
   return _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-
-// Inputs [i, i + 16) of a block, normalised; zero past its end.
-__m512 load_inputs(const StageCall& call, const float* x, float factor, const Block& block, int i) {
-  const int left = block.inputs - i;
-  if (left <= 0) return _mm512_setzero_ps();
-  const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1u);
-  const std::int64_t at = block.first + i;
-  if (call.plan.order == nullptr) {
-    const __m512 v = _mm512_maskz_loadu_ps(mask, x + at);
-    if (call.norm_weight == nullptr) return v;
-    return _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(factor)), _mm512_maskz_loadu_ps(mask, call.norm_weight + at));
-  }
-  const __m512i order = _mm512_maskz_loadu_epi32(mask, call.plan.order + at);
-  const __m512 zero = _mm512_setzero_ps();
-  const __m512 v = _mm512_mask_i32gather_ps(zero, mask, order, x, 4);
-  if (call.norm_weight == nullptr) return v;
-  return _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(factor)), _mm512_mask_i32gather_ps(zero, mask, order, call.norm_weight, 4));
 }
 
 }  // namespace
@@ -77,10 +41,7 @@ void stage_avx512(const StageCall& call, std::int64_t begin, std::int64_t end) {
     const std::int64_t tile = row / per_tile;
     const std::int64_t tile_rows = staged_tile_rows(call.rows, call.planes);
     std::int8_t* const q = call.to.q + tile * tile_rows * plan.lines * kLine + row % per_tile * call.planes * kLine;
-    float factor = 1;
-    if (call.norm_weight != nullptr) {
-      factor = 1.0f / __builtin_sqrtf(sum_of_squares(x, call.inputs) / static_cast<float>(call.inputs) + call.eps);
-    }
+    const float factor = norm_factor(call, x);
     for (int b = 0; b < plan.block_count; ++b) {
       const Block& block = plan.blocks[b];
       const int vectors = (block.chunks * plan.chunk_slots + 15) / 16;

@@ -1,5 +1,5 @@
-// The reference of the units' integer arithmetic (isa.h), in plain C++; the others agree with it bit for bit, but for the
-// activations of gated outputs, whose exponentials the compilers may contract in different ways.
+// The reference of the units' integer arithmetic (isa.h), in plain C++; the others agree with it bit for bit, but for
+// the activations of gated outputs, whose exponentials the compilers may contract in different ways.
 #include "kernels/cpu/packed/finish.h"
 
 #include "core/float_convert.h"
@@ -14,7 +14,8 @@
 namespace nibble::packed {
 namespace {
 
-// 16 partial sums, input k in sum k mod 16, then halves on halves: the order that vectors of 8 and 16 lanes can both keep.
+// 16 partial sums, input k in sum k mod 16, then halves on halves: the order that vectors of 8 and 16 lanes can both
+// keep.
 float sum_of_squares(const float* x, std::int64_t count) {
   std::array<float, 16> sums{};
   for (std::int64_t k = 0; k < count; ++k) {
@@ -81,7 +82,8 @@ void panel_sums(const Call& call, const Matrix& matrix, std::int64_t panel, std:
     std::array<std::int32_t, kPanel> dots{};
     for (int slot = 0; slot < block.chunks * plan.chunk_slots; ++slot) {
       const std::int32_t value = call.planes == 2 ? 256 * x[slot] + x[slot + kLine] : x[slot];
-      for (std::size_t lane = 0; lane < kPanel; ++lane) dots[lane] += value * unpacked[static_cast<std::size_t>(slot)][lane];
+      for (std::size_t lane = 0; lane < kPanel; ++lane)
+        dots[lane] += value * unpacked[static_cast<std::size_t>(slot)][lane];
     }
     const std::int64_t meta = (tile * plan.block_count + b) * per_tile + in_tile;
     for (int lane = 0; lane < kPanel; ++lane) {
@@ -95,7 +97,8 @@ void panel_sums(const Call& call, const Matrix& matrix, std::int64_t panel, std:
       }
       const float zero = matrix.symmetric ? static_cast<float>(1 << (matrix.bits - 1))
                                           : static_cast<float>(at[matrix.zeros_offset + b * kPanel + lane]);
-      const float part = std::fma(zero, staged.minus_sum[meta], static_cast<float>(dots[static_cast<std::size_t>(lane)]));
+      const float part =
+          std::fma(zero, staged.minus_sum[meta], static_cast<float>(dots[static_cast<std::size_t>(lane)]));
       sums[lane] = std::fma(part * staged.scale[meta], scale, sums[lane]);
     }
     codes += block.chunks * (matrix.bits == 3 ? 3 : 1) * 4 * kPanel;
@@ -135,7 +138,9 @@ void stage_scalar(const StageCall& call, std::int64_t begin, std::int64_t end) {
       std::int32_t sum = 0;
       for (int i = 0; i < block.chunks * plan.chunk_slots || i % 16 != 0; ++i) {
         const std::int32_t value =
-            zero || i >= block.inputs ? 0 : static_cast<std::int32_t>(std::nearbyint(values[static_cast<std::size_t>(i)] * inverse));
+            zero || i >= block.inputs
+                ? 0
+                : static_cast<std::int32_t>(std::nearbyint(values[static_cast<std::size_t>(i)] * inverse));
         sum += value;
         const int slot = slot_of(i, plan.planes_of_codes);
         if (call.planes == 2) {

@@ -1,5 +1,5 @@
-// Rows of inputs times half panels of 8 outputs, in 256-bit registers. Included by the units whose byte dot product (a type
-// Dot) it is given; the compiler's names stay in each unit's unnamed namespace.
+// Rows of inputs times half panels of 8 outputs, in 256-bit registers. Included by the units whose byte dot product (a
+// type Dot) it is given; the compiler's names stay in each unit's unnamed namespace.
 #pragma once
 
 #include "kernels/cpu/packed/finish.h"
@@ -137,19 +137,26 @@ using PanelFunction = void(const Matrix&, const std::uint8_t*, const Tile&, int,
 template <class Dot, int kBits, int kPlanes>
 PanelFunction* by_rows(int rows) {
   switch (rows) {
-    case 4: return panel_sums<Dot, kBits, 4, kPlanes>;
-    case 2: return panel_sums<Dot, kBits, 2, kPlanes>;
-    default: return panel_sums<Dot, kBits, 1, kPlanes>;
+    case 4:
+      return panel_sums<Dot, kBits, 4, kPlanes>;
+    case 2:
+      return panel_sums<Dot, kBits, 2, kPlanes>;
+    default:
+      return panel_sums<Dot, kBits, 1, kPlanes>;
   }
 }
 
 template <class Dot, int kPlanes>
 PanelFunction* panel_function(int bits, int rows) {
   switch (bits) {
-    case 2: return by_rows<Dot, 2, kPlanes>(rows);
-    case 3: return by_rows<Dot, 3, kPlanes>(rows);
-    case 8: return by_rows<Dot, 8, kPlanes>(rows);
-    default: return by_rows<Dot, 4, kPlanes>(rows);
+    case 2:
+      return by_rows<Dot, 2, kPlanes>(rows);
+    case 3:
+      return by_rows<Dot, 3, kPlanes>(rows);
+    case 8:
+      return by_rows<Dot, 8, kPlanes>(rows);
+    default:
+      return by_rows<Dot, 4, kPlanes>(rows);
   }
 }
 
@@ -165,7 +172,8 @@ void multiply(const Call& call, const Rectangle& area) {
     const PairRef pair = pair_at(call, index);
     for (std::int64_t row = area.row_begin; row < area.row_end;) {
       const std::int64_t tile_index = row / kTileInputs;
-      const std::int64_t in_tile = call.rows - tile_index * kTileInputs < kTileInputs ? call.rows - tile_index * kTileInputs : kTileInputs;
+      const std::int64_t in_tile =
+          call.rows - tile_index * kTileInputs < kTileInputs ? call.rows - tile_index * kTileInputs : kTileInputs;
       const int first = static_cast<int>(row - tile_index * kTileInputs);
       const int rows = pass_rows(in_tile - first);
       for (int second = 0; second < (pair.has_second ? 2 : 1); ++second) {

@@ -1,5 +1,5 @@
-// Up to eight rows of inputs times panels of 16 outputs, in 512-bit registers. Included by the units whose byte dot product
-// (a type Dot) it is given; the compiler's names stay in each unit's unnamed namespace.
+// Up to eight rows of inputs times panels of 16 outputs, in 512-bit registers. Included by the units whose byte dot
+// product (a type Dot) it is given; the compiler's names stay in each unit's unnamed namespace.
 #pragma once
 
 #include "kernels/cpu/packed/chunk512.h"
@@ -30,7 +30,8 @@ void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& til
   const Block* const end = matrix.plan.blocks + matrix.plan.block_count;
   int b = 0;
   for (const Block* block = matrix.plan.blocks; block != end; ++block, ++b) {
-    const std::int8_t* x = tile.q + block->slot / kLine * tile.line_bytes + first * kPlanes * kLine + block->slot % kLine;
+    const std::int8_t* x =
+        tile.q + block->slot / kLine * tile.line_bytes + first * kPlanes * kLine + block->slot % kLine;
     __m512i dot[kByteRows][kChains];
 #pragma GCC unroll 32
     for (int r = 0; r < kByteRows * kChains; ++r) dot[r / kChains][r % kChains] = _mm512_setzero_si512();
@@ -75,20 +76,28 @@ using PanelFunction = void(const Matrix&, const std::uint8_t*, const Tile&, int,
 template <class Dot, int kBits, int kPlanes>
 PanelFunction* by_rows(int rows) {
   switch (rows) {
-    case 8: return panel_sums<Dot, kBits, 8, kPlanes>;
-    case 4: return panel_sums<Dot, kBits, 4, kPlanes>;
-    case 2: return panel_sums<Dot, kBits, 2, kPlanes>;
-    default: return panel_sums<Dot, kBits, 1, kPlanes>;
+    case 8:
+      return panel_sums<Dot, kBits, 8, kPlanes>;
+    case 4:
+      return panel_sums<Dot, kBits, 4, kPlanes>;
+    case 2:
+      return panel_sums<Dot, kBits, 2, kPlanes>;
+    default:
+      return panel_sums<Dot, kBits, 1, kPlanes>;
   }
 }
 
 template <class Dot, int kPlanes>
 PanelFunction* panel_function(int bits, int rows) {
   switch (bits) {
-    case 2: return by_rows<Dot, 2, kPlanes>(rows);
-    case 3: return by_rows<Dot, 3, kPlanes>(rows);
-    case 8: return by_rows<Dot, 8, kPlanes>(rows);
-    default: return by_rows<Dot, 4, kPlanes>(rows);
+    case 2:
+      return by_rows<Dot, 2, kPlanes>(rows);
+    case 3:
+      return by_rows<Dot, 3, kPlanes>(rows);
+    case 8:
+      return by_rows<Dot, 8, kPlanes>(rows);
+    default:
+      return by_rows<Dot, 4, kPlanes>(rows);
   }
 }
 
@@ -104,7 +113,8 @@ void multiply(const Call& call, const Rectangle& area) {
     const PairRef pair = pair_at(call, index);
     for (std::int64_t row = area.row_begin; row < area.row_end;) {
       const std::int64_t tile_index = row / kTileInputs;
-      const std::int64_t in_tile = call.rows - tile_index * kTileInputs < kTileInputs ? call.rows - tile_index * kTileInputs : kTileInputs;
+      const std::int64_t in_tile =
+          call.rows - tile_index * kTileInputs < kTileInputs ? call.rows - tile_index * kTileInputs : kTileInputs;
       const int first = static_cast<int>(row - tile_index * kTileInputs);
       const int rows = pass_rows(in_tile - first);
       for (int second = 0; second < (pair.has_second ? 2 : 1); ++second) {
