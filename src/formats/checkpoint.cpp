@@ -180,7 +180,7 @@ struct Checkpoint::Impl {
     const std::string where = (folder / index).string();
     const nlohmann::json json = read_json_file(folder / index);
     const auto map = JsonView(json, where).object("weight_map");
-    if (!map) fail("{} has no weight_map", where);
+    if (!map || map->value().empty()) fail("{} has no weight_map that names a tensor", where);
     std::map<std::string, std::size_t> opened;
     for (const auto& [tensor, file] : map->value().items()) {
       if (!file.is_string()) map->refuse(tensor, "the name of a file");

@@ -2,6 +2,7 @@
 
 #include "core/checked.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -123,6 +124,9 @@ class GgufParser {
       fail("{}: general.alignment is {}, which makes no sense", where, alignment);
     alignment_ = static_cast<std::uint64_t>(alignment);
     std::vector<Placed> placed;
+    // More than any model has; a number in a file is no reason to take more memory than that.
+    constexpr std::uint64_t kUsualTensors = 4096;
+    placed.reserve(static_cast<std::size_t>(std::min(tensor_count, kUsualTensors)));
     for (std::uint64_t i = 0; i < tensor_count; ++i) placed.push_back(read_tensor_info());
     const std::uint64_t start = round_up<std::uint64_t>(at_, alignment_);
     for (Placed& tensor : placed) place(std::move(tensor), start);

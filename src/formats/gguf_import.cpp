@@ -103,6 +103,7 @@ class Importer {
 
   void write_weights(const fs::path& path) const {
     std::vector<TensorDeclaration> declared;
+    declared.reserve(jobs_.size());
     for (const Job& job : jobs_) declared.push_back({job.name, options_.dtype, job.tensor->shape});
     SafetensorsWriter writer(path, declared);
     Progress progress("import", static_cast<std::int64_t>(jobs_.size()));

@@ -17,9 +17,9 @@ inline std::uint32_t unpack_code(const std::uint32_t* words, std::int64_t stride
   const std::int64_t position = index * bits;
   const std::int64_t word = position / 32;
   const int shift = static_cast<int>(position % 32);
-  std::uint32_t code = words[word * stride] >> shift;
-  if (shift + bits > 32) code |= words[(word + 1) * stride] << (32 - shift);
-  return code & ((1u << bits) - 1u);
+  std::uint64_t window = words[word * stride];
+  if (shift + bits > 32) window |= static_cast<std::uint64_t>(words[(word + 1) * stride]) << 32;
+  return static_cast<std::uint32_t>(window >> shift) & ((1u << bits) - 1u);
 }
 
 /// Unpacks the first codes.size() codes of a stream. Throws Error where `words` is too short.

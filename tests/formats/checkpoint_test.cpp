@@ -138,6 +138,8 @@ TEST_F(CheckpointTest, RefusesAnIndexThatDoesNotFitItsFiles) {
   expect_error("weight_map.a should be the name of a file", [&] { Checkpoint{path()}; });
   folder_.write("model.safetensors.index.json", "{}");
   expect_error("has no weight_map", [&] { Checkpoint{path()}; });
+  folder_.write("model.safetensors.index.json", index_of({}));
+  expect_error("has no weight_map that names a tensor", [&] { Checkpoint{path()}; });
 }
 
 TEST_F(CheckpointTest, FollowsLinksAsTheHubCacheHasThem) {
