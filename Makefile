@@ -16,7 +16,7 @@ MODEL := $(CACHE)/SmolLM2-135M-Instruct
 QUANTISED := $(MODEL)-GPTQ-4bit-64g
 TEXT := $(CACHE)/text
 
-.PHONY: help deps deps-lint configure build test bench bench-full peers lint format fuzz asan install clean model text \
+.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan install clean model text \
         quantise
 
 help:  ## list the targets
@@ -35,9 +35,13 @@ build/build.ninja: | deps
 
 configure: build/build.ninja
 
-build: build/build.ninja | deps  ## compile everything (build/bin/nibble, build/bin/benchmark_gptq, the tests)
-	@echo "build: compiling with $(JOBS) jobs"
+build: build/build.ninja | deps  ## compile everything: the programs, the tests, the example
+	@echo "build: compiling everything with $(JOBS) jobs"
 	@cmake --build build --parallel $(JOBS)
+
+programs: build/build.ninja | deps  ## compile the programs only: build/bin/nibble and build/bin/benchmark_gptq
+	@echo "build: compiling nibble with $(JOBS) jobs"
+	@cmake --build build --parallel $(JOBS) --target nibble
 
 test: build  ## build and run every test
 	@echo "test: running all tests"
@@ -47,14 +51,14 @@ $(GGUF): tools/requirements.txt | deps
 	@tools/get-model.sh $@
 	@touch $@
 
-$(MODEL)/config.json: $(GGUF) | build
+$(MODEL)/config.json: $(GGUF) | programs
 	@echo "model: importing $(GGUF)"
 	@$(NIBBLE) import-gguf $(GGUF) $(MODEL)
 
 $(TEXT)/calibration.txt: tools/make_text.py tools/get-text.sh | deps
 	@tools/get-text.sh $(TEXT)
 
-$(QUANTISED)/config.json: $(MODEL)/config.json $(TEXT)/calibration.txt | build
+$(QUANTISED)/config.json: $(MODEL)/config.json $(TEXT)/calibration.txt | programs
 	@echo "quantise: GPTQ, 4 bits, groups of 64"
 	@$(NIBBLE) quantize --model $(MODEL) --bits 4 --group-size 64 --dataset $(TEXT)/calibration.txt $(QUANTISED)
 
