@@ -28,7 +28,7 @@ int run(const Arguments& arguments) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"import-gguf", "turn a GGUF file (llama.cpp) into a Hugging Face folder", [](CLI::App& app) {
        auto arguments = std::make_shared<Arguments>();
        app.add_option("file", arguments->file, "the GGUF file")->required();
