@@ -1,0 +1,69 @@
+#include "quant/synth.h"
+
+#include "core/error.h"
+
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+/// The numbers in which published Llama-like models differ.
+struct Preset {
+  std::string_view name;
+  const char* model_type;
+  const char* architecture;
+  std::int64_t hidden, intermediate, layers, heads, kv_heads, vocab, positions;
+  double rope_theta, norm_eps;
+  bool tied;
+  std::int64_t bos, eos;
+  std::int64_t window;  // 0: none
+};
+
+constexpr Preset kPresets[] = {
+    {"llama-2-7b", "llama", "LlamaForCausalLM", 4096, 11008, 32, 32, 32, 32000, 4096, 1e4, 1e-5, false, 1, 2, 0},
+    {"llama-2-13b", "llama", "LlamaForCausalLM", 5120, 13824, 40, 40, 40, 32000, 4096, 1e4, 1e-5, false, 1, 2, 0},
+    {"llama-3-8b", "llama", "LlamaForCausalLM", 4096, 14336, 32, 32, 8, 128256, 8192, 5e5, 1e-5, false, 128000, 128001, 0},
+    {"smollm2-135m", "llama", "LlamaForCausalLM", 576, 1536, 30, 9, 3, 49152, 8192, 1e5, 1e-5, true, 0, 0, 0},
+    {"tinyllama-1.1b", "llama", "LlamaForCausalLM", 2048, 5632, 22, 32, 4, 32000, 2048, 1e4, 1e-5, false, 1, 2, 0},
+    {"qwen2.5-0.5b", "qwen2", "Qwen2ForCausalLM", 896, 4864, 24, 14, 2, 151936, 32768, 1e6, 1e-6, true, 151643, 151643, 0},
+    {"mistral-7b", "mistral", "MistralForCausalLM", 4096, 14336, 32, 32, 8, 32000, 32768, 1e4, 1e-5, false, 1, 2, 4096},
+};
+
+}  // namespace
+
+std::vector<std::string_view> preset_names() {
+  std::vector<std::string_view> names;
+  for (const Preset& preset : kPresets) names.push_back(preset.name);
+  return names;
+}
+
+nlohmann::ordered_json preset_config(std::string_view name) {
+  const auto* const found = std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return p.name == name; });
+  if (found == std::end(kPresets)) fail_usage("there is no preset {}; there are {}", name, fmt::join(preset_names(), ", "));
+  nlohmann::ordered_json config = {
+      {"architectures", {found->architecture}},
+      {"model_type", found->model_type},
+      {"bos_token_id", found->bos},
+      {"eos_token_id", found->eos},
+      {"hidden_act", "silu"},
+      {"hidden_size", found->hidden},
+      {"intermediate_size", found->intermediate},
+      {"num_hidden_layers", found->layers},
+      {"num_attention_heads", found->heads},
+      {"num_key_value_heads", found->kv_heads},
+      {"max_position_embeddings", found->positions},
+      {"rms_norm_eps", found->norm_eps},
+      {"rope_theta", found->rope_theta},
+      {"tie_word_embeddings", found->tied},
+      {"vocab_size", found->vocab},
+      {"initializer_range", 0.02},
+      {"use_cache", true},
+  };
+  if (found->window > 0) config["sliding_window"] = found->window;
+  return config;
+}
+
+}  // namespace nibble
