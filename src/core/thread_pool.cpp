@@ -4,7 +4,6 @@
 
 #include <immintrin.h>
 #include <omp.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <exception>
@@ -52,17 +51,17 @@ void ThreadPool::barrier() {
   if (arrived_.value.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<std::uint32_t>(n)) {
     arrived_.value.store(0, std::memory_order_relaxed);
     generation_.value.store(generation + 1, std::memory_order_release);
+    generation_.value.notify_all();
     return;
   }
-  // A pause takes 10 to 140 cycles, by processor; 1000 of them are some 20 us. Past that another process has the core.
+  // A pause takes 10 to 140 cycles, by processor; 1000 of them are some 20 us. Past that another process has the core that
+  // the last thread needs: sleep, and leave it this one.
   constexpr int kSpins = 1000;
-  for (int spin = 0; generation_.value.load(std::memory_order_acquire) == generation; ++spin) {
-    if (spin < kSpins) {
-      _mm_pause();
-    } else {
-      sched_yield();
-    }
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (generation_.value.load(std::memory_order_acquire) != generation) return;
+    _mm_pause();
   }
+  generation_.value.wait(generation, std::memory_order_acquire);
 }
 
 }  // namespace nibble

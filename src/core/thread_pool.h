@@ -23,7 +23,7 @@ class ThreadPool {
   /// Inside of run(), a nested run() executes body(0, 1) on the calling thread.
   void run(const std::function<void(int thread, int threads)>& body);
 
-  /// Inside of run(): waits for all threads. Spins about 20 us, then yields: a decode step meets one every 20 to 100 us.
+  /// Inside of run(): waits for all threads. Spins about 20 us, then sleeps: a decode step meets one every 20 to 100 us.
   void barrier();
 
   ~ThreadPool();
