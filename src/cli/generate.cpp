@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/log.h"
+#include "engine/chat.h"
 #include "engine/generator.h"
 #include "engine/stop_tokens.h"
 #include "formats/tokenizer.h"
@@ -91,7 +92,14 @@ int run(const Options& o) {
   std::vector<std::vector<std::int32_t>> prompts;
   std::int64_t longest = 0;
   for (const std::string& text : texts) {
-    prompts.push_back(tokenizer.encode(text, !o.no_special));
+    if (o.chat) {
+      std::vector<ChatMessage> messages;
+      if (!o.system.empty()) messages.push_back({"system", o.system});
+      messages.push_back({"user", text});
+      prompts.push_back(chat_prompt(checkpoint->folder(), tokenizer, messages));
+    } else {
+      prompts.push_back(tokenizer.encode(text, !o.no_special));
+    }
     if (prompts.back().empty()) fail("the prompt \"{}\" has no tokens", text);
     longest = std::max(longest, static_cast<std::int64_t>(prompts.back().size()));
   }

@@ -1,0 +1,83 @@
+// The C++ API of nibble: load a Hugging Face checkpoint (full precision or GPTQ), complete text, chat, score tokens.
+//
+//   nibble::LanguageModel model("path/to/SmolLM2-135M-Instruct");
+//   std::string answer = model.chat({{"user", "Why is the sky blue?"}});
+//
+// Link with the CMake package: find_package(nibble REQUIRED), target nibble::nibble. Failures throw std::runtime_error
+// whose what() is one sentence: what was read, what was expected, what was found.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nibble {
+
+/// How a model is loaded.
+struct LoadOptions {
+  std::string revision = "main";   // of a hub id
+  std::string kernel = "auto";     // kernel of the linear layers; `nibble kernels` lists them
+  std::string dtype = "auto";      // what linear layers compute in: auto, f32, bf16
+  int threads = 0;                 // 0: the CPUs that this process may use; the pool is one for the process
+  std::int64_t max_batch = 1;      // sequences at a time
+  std::int64_t max_tokens = 0;     // tokens a sequence, prompt included; 0: the model's limit, at most 4096
+};
+
+/// How tokens are chosen.
+struct TextOptions {
+  std::int64_t max_new_tokens = 256;
+  float temperature = 0;           // 0: the most likely token each time
+  std::int32_t top_k = 0;          // 0: all
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+  std::uint64_t seed = 0;
+  /// Called with each piece of text as it is made; may be empty.
+  std::function<void(std::string_view piece)> on_text;
+};
+
+struct Message {
+  std::string role;                // "system", "user", "assistant"
+  std::string content;
+};
+
+/// A model ready to run. Not to be used from two threads at once.
+class LanguageModel {
+ public:
+  /// `model`: a folder, or a hub id that is in the Hugging Face cache.
+  explicit LanguageModel(const std::string& model, const LoadOptions& options = {});
+  LanguageModel(LanguageModel&&) noexcept;
+  LanguageModel& operator=(LanguageModel&&) noexcept;
+  ~LanguageModel();
+
+  /// The text that follows `prompt`.
+  std::string complete(std::string_view prompt, const TextOptions& options = {});
+  /// The answer to a conversation, by the model's chat template.
+  std::string chat(const std::vector<Message>& messages, const TextOptions& options = {});
+
+  std::vector<std::int32_t> tokenize(std::string_view text, bool add_special_tokens = true) const;
+  std::string detokenize(const std::vector<std::int32_t>& ids) const;
+  /// New tokens for each of 1 to max_batch prompts of any lengths, run together.
+  std::vector<std::vector<std::int32_t>> generate(const std::vector<std::vector<std::int32_t>>& prompts,
+                                                  const TextOptions& options = {});
+  /// log p(ids[i] | ids[0..i-1]) for i = 1 .. n-1, natural logarithm: n - 1 values.
+  std::vector<double> log_probabilities(const std::vector<std::int32_t>& ids);
+
+  double load_seconds() const;
+  /// Bytes that the memory plan holds: weights, KV cache, activations, scratch.
+  std::size_t planned_bytes() const;
+  std::int64_t vocab_size() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// "0.1.0"
+std::string version();
+
+}  // namespace nibble
