@@ -235,8 +235,12 @@ StreamingDecoder::StreamingDecoder(const Tokenizer& tokenizer, bool skip_special
 /// What the window's text has beyond the text given out.
 std::string StreamingDecoder::pending_text() const {
   const std::string text = tokenizer_->decode(window_, skip_special_tokens_);
-  // A decoder that rewrites across tokens may change the end of what was given out; that much is lost.
-  return text.size() > given_text_.size() ? text.substr(given_text_.size()) : std::string();
+  // A decoder may read what was given out in another way once more follows (bytes that spell no character, given out
+  // because too many were held back, may spell some as a longer run). That text is lost; what follows begins with a
+  // whole character all the same.
+  std::size_t begin = std::min(given_text_.size(), text.size());
+  while (begin < text.size() && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) ++begin;
+  return text.substr(begin);
 }
 
 std::string StreamingDecoder::push(std::int32_t id) {

@@ -217,6 +217,17 @@ TEST(StreamingDecoder, GivesOutBytesThatNothingCompletes) {
   EXPECT_GT(text.size(), 900U * 3);
 }
 
+TEST(StreamingDecoder, GivesOutWholeCharactersWhereBytesAreReadAnew) {
+  // Two bytes spell þ, which is given out; with the bytes of U+FFFD, held back until there are too many, they spell
+  // nothing.
+  const Tokenizer tokenizer = Tokenizer::load(kData / "llama2_legacy");
+  StreamingDecoder stream(tokenizer, false);
+  for (const std::int32_t id : tokenizer.encode(" þ\uFFFD\uFFFD\uFFFD b", false)) {
+    EXPECT_TRUE(is_valid_utf8(stream.push(id)));
+  }
+  EXPECT_TRUE(is_valid_utf8(stream.finish()));
+}
+
 TEST(Unicode, DecodesWhatIsUtf8AndReplacesMaximalParts) {
   EXPECT_EQ(to_valid_utf8("a\xC3\xA9\xF0\x9F\x91\x8D"), "aé👍");
   EXPECT_EQ(to_valid_utf8("\xC0\x80"), "\uFFFD\uFFFD");            // overlong
