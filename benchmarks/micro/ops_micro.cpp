@@ -1,7 +1,7 @@
 // Times the CPU's ops at the shapes of SmolLM2-135M and Llama-7B: attention at decode against a plain read of the same keys
 // and values, attention at prefill, and the small ops. Best of several runs; NIBBLE_ISA and OMP_NUM_THREADS as usual.
 //
-//   ops_micro [threads]
+//   ops_micro [threads [decode|prefill|small]]
 #include "core/cpu.h"
 #include "core/cpu_device.h"
 #include "core/thread_pool.h"
@@ -196,6 +196,8 @@ void small_ops(Backend& backend, Stream& stream, const Model& model, std::int64_
 
 int main(int argc, char** argv) {
   if (argc > 1) ThreadPool::instance().set_threads(std::atoi(argv[1]));
+  const std::string_view only = argc > 2 ? argv[2] : "";
+  const auto wanted = [only](std::string_view part) { return only.empty() || only == part; };
   const auto backend = make_cpu_backend();
   const auto stream = cpu_device().make_stream();
   fmt::print("{}, {}, {} threads\n", cpu_model(), name_of(active_isa()), ThreadPool::instance().threads());
@@ -203,13 +205,18 @@ int main(int argc, char** argv) {
   // Four layers of the 32: the caches of all would not fit beside the rest of a small machine.
   const Model llama{"Llama-7B", 4, 32, 32, 128, 4096, 11008, 32000};
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    for (const std::int64_t context : {128, 512, 1024}) decode(*backend, *stream, smol, dtype, 1, context);
-    decode(*backend, *stream, smol, dtype, 4, 768);
-    decode(*backend, *stream, llama, dtype, 1, 768);
-    prefill(*backend, *stream, smol, dtype, 512);
-    prefill(*backend, *stream, llama, dtype, 512);
+    if (wanted("decode")) {
+      for (const std::int64_t context : {128, 512, 1024}) decode(*backend, *stream, smol, dtype, 1, context);
+      decode(*backend, *stream, smol, dtype, 4, 768);
+      decode(*backend, *stream, llama, dtype, 1, 768);
+    }
+    if (wanted("prefill")) {
+      prefill(*backend, *stream, smol, dtype, 512);
+      prefill(*backend, *stream, llama, dtype, 512);
+    }
   }
   for (const std::int64_t rows : {1, 512}) {
+    if (!wanted("small")) continue;
     small_ops(*backend, *stream, smol, rows);
     small_ops(*backend, *stream, llama, rows);
   }

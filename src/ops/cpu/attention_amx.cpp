@@ -16,6 +16,9 @@ namespace {
 // probabilities (16 KiB) still fit into an L1 cache of 48 KiB.
 constexpr std::int64_t kKeys = 256;
 constexpr int kTileRows = 16;
+// Elements from row to row: a line more than the keys, as rows a power of two apart would share a few sets of the cache.
+constexpr std::int64_t kScoreStride = kKeys + 16;
+constexpr std::int64_t kProbabilityStride = kKeys + 32;
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1;
@@ -29,18 +32,16 @@ void store_bf16(std::uint16_t* p, Reg x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
 }
 
-// What soften() does with probabilities.
-struct RoundedProbabilities {
-  static Reg exp(Reg x) { return exp2_coarse(x); }
-  static void store_probabilities(float* row, std::int64_t key, Reg p) { store_bf16(reinterpret_cast<std::uint16_t*>(row) + key, p); }
-};
-
 // Buffers of one call: one row of queries a line.
 struct alignas(64) Scratch {
   std::uint16_t q[kMaxQueryRows * kMaxHeadDim];
-  float scores[kMaxQueryRows * kKeys];
-  std::uint16_t probabilities[kMaxQueryRows * kKeys];
+  float scores[kMaxQueryRows * kScoreStride];
+  std::uint16_t probabilities[kMaxQueryRows * kProbabilityStride];
   std::uint16_t tail[kTileRows * 2 * kMaxHeadDim];  // the last values, filled up with zeros to 32 tokens
+  // One a row: the largest score of these keys, the factor of what was summed before, the sum of these probabilities.
+  float largest[kMaxQueryRows];
+  float factors[kMaxQueryRows];
+  float sums[kMaxQueryRows];
 };
 
 // Scores of 32 rows with `keys` keys from `key` on, in whole blocks of 16.
@@ -53,7 +54,7 @@ void score_tiles(const AttendArgs& a, std::int64_t key, std::int64_t keys, Scrat
     const bool two = (block + 1) * kBlock < keys;
     const std::byte* k = a.k + (key / kBlock + block) * block_bytes;
     float* upper = s.scores + block * kBlock;
-    float* lower = upper + kTileRows * kKeys;
+    float* lower = upper + kTileRows * kScoreStride;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -70,12 +71,75 @@ void score_tiles(const AttendArgs& a, std::int64_t key, std::int64_t keys, Scrat
         _tile_dpbf16ps(3, 5, 7);
       }
     }
-    _tile_stored(0, upper, kKeys * 4);
-    _tile_stored(1, lower, kKeys * 4);
+    _tile_stored(0, upper, kScoreStride * 4);
+    _tile_stored(1, lower, kScoreStride * 4);
     if (two) {
-      _tile_stored(2, upper + kBlock, kKeys * 4);
-      _tile_stored(3, lower + kBlock, kKeys * 4);
+      _tile_stored(2, upper + kBlock, kScoreStride * 4);
+      _tile_stored(3, lower + kBlock, kScoreStride * 4);
     }
+  }
+}
+
+// Calls body(key, chain) for each register of keys in [from, to): four chains, of which an addition to one need not wait for
+// those to the others.
+template <typename Body>
+inline void for_chains(std::int64_t from, std::int64_t to, const Body& body) {
+  std::int64_t j = from;
+  for (; j + 4 * Vec::kLanes <= to; j += 4 * Vec::kLanes) {
+    body(j, 0);
+    body(j + Vec::kLanes, 1);
+    body(j + 2 * Vec::kLanes, 2);
+    body(j + 3 * Vec::kLanes, 3);
+  }
+  for (; j < to; j += Vec::kLanes) body(j, 0);
+}
+
+// Scores of keys [begin, end) into probabilities, 0 for those that a row does not see. In steps over all rows, so that one
+// row's chain of dependent operations does not hold up the next row's, and with loops as long for all rows, which spares the
+// processor wrong guesses.
+void soften_rows(const AttendArgs& a, std::int64_t key, std::int64_t keys, std::int64_t begin, std::int64_t end, Scratch& s) {
+  constexpr std::int64_t kLanes = Vec::kLanes;
+  // The first row sees the first key, the last row the last.
+  const bool edge = seen_by(a, a.rows - 1, key, keys).first > begin || seen_by(a, 0, key, keys).last < end;
+  for (int r = 0; r < a.rows; ++r) {
+    float* scores = s.scores + r * kScoreStride;
+    if (a.cap > 0) {
+      const Reg cap = Vec::set1(a.cap);
+      for (std::int64_t j = begin; j < end; j += kLanes) Vec::store(scores + j, Vec::mul(cap, tanh(Vec::load(scores + j))));
+    }
+    Reg most[4] = {Vec::set1(kLowest), Vec::set1(kLowest), Vec::set1(kLowest), Vec::set1(kLowest)};
+    if (edge) {
+      const Seen seen = seen_by(a, r, key, keys);
+      for_chains(begin, end, [&](std::int64_t j, int chain) {
+        const Reg kept = Vec::keep_range(Vec::load(scores + j), j, seen.first, seen.last);
+        Vec::store(scores + j, kept);
+        most[chain] = Vec::max(most[chain], kept);
+      });
+    } else {
+      for_chains(begin, end, [&](std::int64_t j, int chain) { most[chain] = Vec::max(most[chain], Vec::load(scores + j)); });
+    }
+    s.largest[r] = Vec::largest(Vec::max(Vec::max(most[0], most[1]), Vec::max(most[2], most[3])));
+  }
+  for (int r = 0; r < kMaxQueryRows; r += kLanes) {
+    const Reg before = Vec::load(a.max + r);
+    const Reg top = Vec::max(before, Vec::load(s.largest + r));
+    Vec::store(a.max + r, top);
+    Vec::store(s.factors + r, exp2(Vec::sub(before, top)));
+  }
+  for (int r = 0; r < a.rows; ++r) {
+    const float* scores = s.scores + r * kScoreStride;
+    std::uint16_t* probabilities = s.probabilities + r * kProbabilityStride;
+    const Reg base = Vec::set1(a.max[r]);
+    Reg total[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+    for_chains(begin, end, [&](std::int64_t j, int chain) {
+      const Reg p = exp2_coarse(Vec::sub(Vec::load(scores + j), base));
+      total[chain] = Vec::add(total[chain], p);
+      store_bf16(probabilities + j, p);
+    });
+    s.sums[r] = Vec::sum(Vec::add(Vec::add(total[0], total[1]), Vec::add(total[2], total[3])));
+  }
+  for (int r = 0; r < kMaxQueryRows; r += kLanes) {
+    Vec::store(a.sum + r, Vec::fma(Vec::load(a.sum + r), Vec::load(s.factors + r), Vec::load(s.sums + r)));
   }
 }
 
@@ -97,7 +161,7 @@ void add_values(const AttendArgs& a, std::int64_t key, std::int64_t begin, std::
     }
   }
   const std::int64_t acc_bytes = a.acc_stride * 4;
-  const std::int64_t p_bytes = kKeys * 2;
+  const std::int64_t p_bytes = kProbabilityStride * 2;
   for (std::int64_t d = 0; d < a.head_dim; d += 32) {
     float* upper = a.acc + d;
     float* lower = upper + kTileRows * a.acc_stride;
@@ -115,7 +179,7 @@ void add_values(const AttendArgs& a, std::int64_t key, std::int64_t begin, std::
     for (std::int64_t token = begin; token < end; token += 32) {
       const std::byte* v = token < whole ? a.v + (key + token) / 2 * v_bytes : reinterpret_cast<const std::byte*>(s.tail);
       _tile_loadd(4, s.probabilities + token, p_bytes);
-      _tile_loadd(5, s.probabilities + kTileRows * kKeys + token, p_bytes);
+      _tile_loadd(5, s.probabilities + kTileRows * kProbabilityStride + token, p_bytes);
       _tile_loadd(6, v + d * 4, v_bytes);
       _tile_loadd(7, v + d * 4 + 64, v_bytes);
       _tile_dpbf16ps(0, 4, 6);
@@ -151,11 +215,12 @@ void attend_amx(const AttendArgs& a) {
     for (std::int64_t d = 0; d < a.head_dim; d += Vec::kLanes) {
       store_bf16(s.q + r * a.head_dim + d, r < a.rows ? Vec::load(q + r * a.head_dim + d) : Vec::zero());
     }
-    if (r < a.rows) {
-      a.max[r] = kLowest;
-      a.sum[r] = 0;
-    } else {
-      for (std::int64_t j = 0; j < kKeys; j += Vec::kLanes) store_bf16(s.probabilities + r * kKeys + j, Vec::zero());
+    a.max[r] = kLowest;
+    a.sum[r] = 0;
+    if (r >= a.rows) {
+      s.largest[r] = kLowest;
+      s.sums[r] = 0;
+      for (std::int64_t j = 0; j < kKeys; j += Vec::kLanes) store_bf16(s.probabilities + r * kProbabilityStride + j, Vec::zero());
     }
   }
   bool at_first = true;
@@ -165,10 +230,9 @@ void attend_amx(const AttendArgs& a) {
     // Row 0 is the first to see a key and the last row the last; between, in whole tiles, probabilities are 0.
     const std::int64_t begin = seen_by(a, 0, key, keys).first / 32 * 32;
     const std::int64_t end = seen_by(a, a.rows - 1, key, keys).last;
-    for (int r = 0; r < a.rows; ++r) {
-      const float factor = soften<RoundedProbabilities>(a, seen_by(a, r, key, keys), begin, (end + 31) / 32 * 32, s.scores + r * kKeys,
-                                                        reinterpret_cast<float*>(s.probabilities + r * kKeys), a.max + r, a.sum + r);
-      if (!at_first && factor != 1) rescale(a.acc + r * a.acc_stride, a.head_dim, factor);
+    soften_rows(a, key, keys, begin, (end + 31) / 32 * 32, s);
+    for (int r = 0; r < a.rows && !at_first; ++r) {
+      if (s.factors[r] != 1) rescale(a.acc + r * a.acc_stride, a.head_dim, s.factors[r]);
     }
     add_values(a, key, begin, end, at_first, s);
     at_first = false;

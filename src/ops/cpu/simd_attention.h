@@ -21,7 +21,6 @@ struct Floats {
   static constexpr std::int64_t kFloatsAWord = 1;    // of q
   static Reg load(const std::byte* p) { return Vec::load(reinterpret_cast<const float*>(p)); }
   static Reg multiply(const float* a, Reg b, Reg sum) { return Vec::fma(Vec::set1(*a), b, sum); }
-  static Reg exp(Reg x) { return exp2(x); }
   static void store_probabilities(float* row, std::int64_t key, Reg p) { Vec::store(row + key, p); }
   static void prepare(const float* q, std::int64_t n, Reg factor, float* out) {
     for_registers(n, [&](std::int64_t d, std::int64_t lanes) { store_some(out + d, lanes, Vec::mul(load_some(q + d, lanes), factor)); });
@@ -126,38 +125,34 @@ inline Seen seen_by(const AttendArgs& a, std::int64_t row, std::int64_t key, std
 // Below all scores, but finite: the difference of two of them is 0 and not NaN.
 constexpr float kLowest = -3e38f;
 
-// One row's scores into probabilities (0 outside of `seen`, up to key `end`), and its max and sum brought up to date;
-// returns the factor of what was summed before.
+// One row's scores of keys [begin, end), whole registers, into probabilities, 0 for those that it does not see; its max and
+// sum brought up to date; returns the factor of what was summed before. edge: whether any is unseen. The loops are as long
+// for all rows of a block, which spares the processor wrong guesses.
 template <typename P>
-inline float soften(const AttendArgs& a, const Seen& seen, std::int64_t begin, std::int64_t end, float* scores,
+inline float soften(const AttendArgs& a, const Seen& seen, std::int64_t begin, std::int64_t end, bool edge, float* scores,
                     float* probabilities, float* max, float* sum) {
   constexpr std::int64_t kLanes = Vec::kLanes;
-  if (seen.first >= seen.last) {
-    for (std::int64_t j = begin; j < end; j += kLanes) P::store_probabilities(probabilities, j, Vec::zero());
-    return 1;
-  }
-  const std::int64_t from = seen.first / kLanes * kLanes;
-  const std::int64_t to = (seen.last + kLanes - 1) / kLanes * kLanes;
   if (a.cap > 0) {
     const Reg cap = Vec::set1(a.cap);
-    for (std::int64_t j = from; j < to; j += kLanes) Vec::store(scores + j, Vec::mul(cap, tanh(Vec::load(scores + j))));
+    for (std::int64_t j = begin; j < end; j += kLanes) Vec::store(scores + j, Vec::mul(cap, tanh(Vec::load(scores + j))));
   }
-  for (std::int64_t j = from; j < seen.first; ++j) scores[j] = -__builtin_inff();
-  for (std::int64_t j = seen.last; j < to; ++j) scores[j] = -__builtin_inff();
-  Reg largest = Vec::load(scores + from);
-  for (std::int64_t j = from + kLanes; j < to; j += kLanes) largest = Vec::max(largest, Vec::load(scores + j));
+  if (edge) {
+    for (std::int64_t j = begin; j < end; j += kLanes) {
+      Vec::store(scores + j, Vec::keep_range(Vec::load(scores + j), j, seen.first, seen.last));
+    }
+  }
+  Reg largest = Vec::load(scores + begin);
+  for (std::int64_t j = begin + kLanes; j < end; j += kLanes) largest = Vec::max(largest, Vec::load(scores + j));
   const float before = *max;
   const float here = Vec::largest(largest);
   const float top = here > before ? here : before;
   const Reg base = Vec::set1(top);
   Reg total = Vec::zero();
-  for (std::int64_t j = begin; j < from; j += kLanes) P::store_probabilities(probabilities, j, Vec::zero());
-  for (std::int64_t j = from; j < to; j += kLanes) {
-    const Reg p = P::exp(Vec::sub(Vec::load(scores + j), base));
+  for (std::int64_t j = begin; j < end; j += kLanes) {
+    const Reg p = exp2(Vec::sub(Vec::load(scores + j), base));
     total = Vec::add(total, p);
     P::store_probabilities(probabilities, j, p);
   }
-  for (std::int64_t j = to; j < end; j += kLanes) P::store_probabilities(probabilities, j, Vec::zero());
   float factor[kLanes];
   Vec::store(factor, exp2(Vec::set1(before - top)));
   *max = top;
@@ -187,8 +182,10 @@ inline void attend_rows(const AttendArgs& a, std::int64_t row, std::int64_t key,
   const std::int64_t begin = any.first / kLanes * kLanes;
   const std::int64_t end = (any.last + kLanes - 1) / kLanes * kLanes;
   constexpr std::int64_t kRow = kKeyTile / P::kElementsAWord * P::kFloatsAWord;
+  bool edge = false;
+  for (int m = 0; m < M; ++m) edge = edge || seen[m].first > begin || seen[m].last < end;
   for (int m = 0; m < M; ++m) {
-    factors[m] = soften<P>(a, seen[m], begin, end, scores + m * kKeyTile, probabilities + m * kRow, a.max + row + m, a.sum + row + m);
+    factors[m] = soften<P>(a, seen[m], begin, end, edge, scores + m * kKeyTile, probabilities + m * kRow, a.max + row + m, a.sum + row + m);
   }
   // From a whole register's first key on, of which the unseen have probability 0, to the last seen and not beyond: what
   // lies there has perhaps never been stored, and 0 * NaN is NaN.

@@ -69,6 +69,13 @@ struct Vec {
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
   }
+  // x where first <= j + lane < last, -infinity elsewhere.
+  static Reg keep_range(Reg x, std::int64_t j, std::int64_t first_kept, std::int64_t last_kept) {
+    const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(static_cast<int>(j)));
+    const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(first_kept)), lane);
+    const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(last_kept)), lane);
+    return _mm256_blendv_ps(set1(-__builtin_inff()), x, _mm256_castsi256_ps(_mm256_andnot_si256(below, inside)));
+  }
   // Eight words of two bf16: low from a, high from b.
   static void store_bf16_pairs(std::uint16_t* p, Reg a, Reg b) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(bf16_words(a), _mm256_slli_epi32(bf16_words(b), 16)));

@@ -62,6 +62,14 @@ struct Vec {
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     return _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000)), 16);
   }
+  // x where first <= j + lane < last, -infinity elsewhere.
+  static Reg keep_range(Reg x, std::int64_t j, std::int64_t first_kept, std::int64_t last_kept) {
+    const __m512i lane = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                          _mm512_set1_epi32(static_cast<int>(j)));
+    const __mmask16 from = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(static_cast<int>(first_kept)));
+    const __mmask16 kept = _mm512_mask_cmplt_epi32_mask(from, lane, _mm512_set1_epi32(static_cast<int>(last_kept)));
+    return _mm512_mask_blend_ps(kept, set1(-__builtin_inff()), x);
+  }
   // Sixteen words of two bf16: low from a, high from b.
   static void store_bf16_pairs(std::uint16_t* p, Reg a, Reg b) {
     _mm512_storeu_si512(p, _mm512_or_si512(bf16_words(a), _mm512_slli_epi32(bf16_words(b), 16)));
