@@ -205,7 +205,7 @@ TEST(Packed, EveryNumberOfRowsGivesTheSameRow) {
 TEST(Packed, ResidualIsAddedAlsoInPlace) {
   const IsaGuard guard;
   for (const DType compute : {DType::f32, DType::bf16}) {
-    const PackedCase c{.inputs = 128,
+    const PackedCase c{.inputs = 600,
                        .outputs = {37},
                        .bits = 4,
                        .group = 64,
@@ -240,7 +240,7 @@ TEST(Packed, ResidualIsAddedAlsoInPlace) {
         const MatrixRef ref{both.data(), DType::f32, rows, 37, 37};
         LinearArgs args;
         args.rows = rows;
-        args.x = {input.data(), DType::f32, rows, 128, 128};
+        args.x = {input.data(), DType::f32, rows, c.inputs, c.inputs};
         args.y = {&ref, 1};
         args.residual = ref;
         args.workspace = workspace->data();

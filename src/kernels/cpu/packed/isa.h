@@ -1,23 +1,29 @@
 // What the kernels `packed` and `packed-int8` say to their units, one for each instruction set: plain structs and
 // functions.
 //
-// Codes. A matrix is cut into panels of 16 outputs. A panel is its scales, its zero points, then its codes, in one
-// piece:
-//   scales [blocks][16] f16 (f32 where a scale does not fit), zeros [blocks][16] u8 (none where symmetric), padding to
-//   64 bytes, chunks. A chunk is one 32-bit word for each of the 16 outputs (64 bytes); 3 bits take three of them. Bits
-//   b of a word are 32/b codes in the order of the file: inputs j*P + p, P = 8/b, at bit b*(j*P + p). Masking with 2^b
-//   - 1 in every byte after a shift by b*p leaves the four codes of plane p (j = 0..3) as bytes, which is what byte dot
-//   products (vpmaddubsw, vpdpbusd, tdpbsud) take, with no permutation. 3 bits: two words of 2-bit codes (inputs 0-15
-//   and 16-31), then one word of third bits, code 16*h + j*4 + p at bit 8*j + 4*h + p.
-// Blocks. Inputs are sorted by group, and groups cut into blocks of at most 128 inputs (64 with int8 activations), one
-//   scale and zero each. An input's place in the order of planes is its slot; blocks start at multiples of 16 slots and
-//   never cross a multiple of 128, which is a line.
-// Activations. Each block of a row of inputs is rounded to integers of one scale: 16 bits, kept as two signed bytes
-//   x = 256*high + low, or 8 bits. Rows of bytes are staged in tiles of 16 rows (8 inputs with high and low each, or
-//   16): tile, line, row, 128 bytes; a single tile has only the rows it needs.
-// Arithmetic, the same in every unit bit for bit: D = sum of code * x in a block, exactly, in int32 (|D| <= 255 * 32639
-// *
-//   128 < 2^31); then acc = fma(fma(zero, -sum(x), float(D)) * x_scale, w_scale, acc) over the blocks in order.
+// Codes. A matrix is cut into panels of 16 outputs. A panel is, in one piece:
+//
+//   scales [blocks][16] f16, or f32 where one does not fit
+//   zeros [blocks][16] u8, none where symmetric
+//   padding to 64 bytes
+//   chunks: one 32-bit word for each of the 16 outputs, 64 bytes; with 3 bits three of them
+//
+// A word holds 32 / bits codes in the order of the file. With P = 8 / bits, code j*P + p stands at bit bits*(j*P + p),
+// so that shifting by bits*p and masking every byte leaves the four codes j = 0..3 of plane p as bytes. Byte dot
+// products (vpmaddubsw, vpdpbusd, tdpbsud) take them so, without a permutation. With 3 bits there are two words of
+// 2-bit codes, of inputs 0-15 and 16-31 (P = 4), then a word of third bits: that of code 16*h + 4*j + p is bit 8*j +
+// 4*h + p.
+//
+// Blocks. Inputs are sorted by group, and groups are cut into blocks of at most 128 inputs (64 with int8 activations),
+// one scale and zero each. An input's place in the order of planes is its slot; blocks start at multiples of 16 slots
+// and never cross a multiple of 128, which is a line.
+//
+// Activations. Each block of a row of inputs is rounded to integers of one scale: of 16 bits, kept as two signed bytes
+// x = 256*high + low, or of 8 bits. Rows of bytes are staged in tiles of 16 rows (8 inputs with high and low each, or
+// 16 inputs): [tile][line][row][128 bytes]; a single tile has only the rows it needs.
+//
+// Arithmetic, the same in every unit bit for bit: the sum D of code * x over a block, exactly, in int32, which holds
+// 255 * 32639 * 128; then acc = fma(fma(zero, -sum(x), float(D)) * x_scale, w_scale, acc) over the blocks in order.
 #pragma once
 
 #include <cstdint>

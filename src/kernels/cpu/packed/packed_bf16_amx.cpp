@@ -1,5 +1,6 @@
-// AMX for many rows whose operands may be rounded to bf16. Weights are made bf16 once for up to 512 rows; while the
-// tiles multiply by some, the vector units make the next ones, which hides that work from some 100 rows on.
+// AMX for many rows whose operands may be rounded to bf16. Weights are made bf16 once for up to 512 rows. That work is
+// not mixed with the products: stores whose addresses agree in their lowest 12 bits with those of the tile loads behind
+// them hold these up, which costs more than the overlap gains.
 #include "kernels/cpu/packed/chunk512.h"
 #include "kernels/cpu/packed/finish.h"
 
@@ -9,9 +10,13 @@ namespace {
 constexpr int kTileBytes = 1024;
 constexpr int kStepSlots = 32;
 constexpr int kLineSteps = kLine / kStepSlots;
-// Weights of two panels that are multiplied at a time: 24 steps of 2 KiB, which the second-level cache keeps beside the
-// next ones and 32 rows of activations, and which spare inputs of up to 768 the way of the sums through memory.
-constexpr int kSliceLines = 6;
+// The bytes of a slot of 16 outputs.
+constexpr int kSlotBytes = 32;
+// Lines of two panels that are multiplied at a time: 256 slots are 16 KiB of weights, which stay in the first-level
+// cache beside 32 rows of activations that pass. The sums then go through memory once a slice, which takes less than
+// loading longer slices from the second-level cache again and again (measured at 576 and 1536 inputs: 2 lines, 3, 4 and
+// 6).
+constexpr int kSliceLines = 2;
 constexpr int kSliceSteps = kSliceLines * kLineSteps;
 
 struct alignas(64) TileConfig {
@@ -43,154 +48,67 @@ __attribute__((always_inline)) inline __m512i bf16_pair(__m512 first, __m512 sec
   return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_add_epi32(_mm512_castps_si512(second), half));
 }
 
-// Where the making of one panel's weights stands.
-struct Maker {
-  const Matrix* matrix = nullptr;
-  const std::uint8_t* panel = nullptr;
-  const std::uint8_t* codes = nullptr;  // of the next chunk
-  std::uint8_t* out = nullptr;          // tiles of the present slice
-  int block = 0;
-  int chunk = 0;
-  int first_slot = 0;  // of the slice
-  __m512 scale = {};
-  __m512 offset = {};
+// Tiles of a slice: 16 pairs of slots by 16 outputs each, one a step, of the first panel and then of the second.
+struct alignas(64) Slice {
+  std::uint8_t tiles[2][kSliceSteps * kTileBytes];
 };
 
-// One chunk.
+// The blocks [first, last) of a panel as tiles from `to` on, which stands for slot first_slot. Returns the codes behind
+// them.
 template <int kBits>
-void make_chunk(Maker& maker) {
-  const PlanView& plan = maker.matrix->plan;
-  const Block& block = plan.blocks[maker.block];
-  if (maker.chunk == 0) {
-    maker.scale = scales_at(*maker.matrix, maker.panel, maker.block);
-    const __m512 zero = zeros_at(*maker.matrix, maker.panel, maker.block);
-    maker.offset = _mm512_mul_ps(maker.scale, _mm512_sub_ps(_mm512_set1_ps(-256.0f), zero));
-  }
-  _mm_prefetch(maker.codes + kPrefetchBytes, _MM_HINT_T0);
-  const Chunk<kBits> chunk(maker.codes);
-  maker.codes += Chunk<kBits>::kBytes;
-  // Two slots are a row of a tile: 64 bytes.
-  std::uint8_t* to = maker.out + (block.slot - maker.first_slot + maker.chunk * plan.chunk_slots) * 32;
-  const __m512 scale = maker.scale;
-  const __m512 offset = maker.offset;
+const std::uint8_t* make_weights(const Matrix& matrix, const std::uint8_t* panel, const std::uint8_t* codes, int first,
+                                 int last, int first_slot, std::uint8_t* to) {
+  const PlanView& plan = matrix.plan;
+  for (int b = first; b < last; ++b) {
+    const Block& block = plan.blocks[b];
+    const __m512 scale = scales_at(matrix, panel, b);
+    const __m512 offset = _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_set1_ps(-256.0f), zeros_at(matrix, panel, b)));
+    std::uint8_t* at = to + (block.slot - first_slot) * kSlotBytes;
+    for (int c = 0; c < block.chunks; ++c) {
+      _mm_prefetch(codes + kPrefetchBytes, _MM_HINT_T0);
+      const Chunk<kBits> chunk(codes);
+      codes += Chunk<kBits>::kBytes;
 #pragma GCC unroll 8
-  for (int p = 0; p < Chunk<kBits>::kPlanes; ++p, to += 128) {
-    const __m512i plane = chunk.plane[p];
-    _mm512_store_si512(to, bf16_pair(weights<0>(plane, scale, offset), weights<1>(plane, scale, offset)));
-    _mm512_store_si512(to + 64, bf16_pair(weights<2>(plane, scale, offset), weights<3>(plane, scale, offset)));
-  }
-  if (++maker.chunk == block.chunks) {
-    maker.chunk = 0;
-    ++maker.block;
-  }
-}
-
-using MakeChunk = void(Maker&);
-
-MakeChunk* make_chunk_of(int bits) {
-  switch (bits) {
-    case 2:
-      return make_chunk<2>;
-    case 3:
-      return make_chunk<3>;
-    case 8:
-      return make_chunk<8>;
-    default:
-      return make_chunk<4>;
-  }
-}
-
-/// Goes through the weights of a run of pairs, slice by slice, chunk by chunk.
-class Weights {
- public:
-  Weights(const Call& call, std::int64_t pair, std::int64_t pair_end)
-      : call_(call), plan_(call.parts[0].plan), pair_(pair), pair_end_(pair_end) {
-    const int slices = (plan_.lines + kSliceLines - 1) / kSliceLines;
-    slice_lines_ = (plan_.lines + slices - 1) / slices;
-    open_pair();
-  }
-
-  int slices() const { return (plan_.lines + slice_lines_ - 1) / slice_lines_; }
-  int first_step(int slice) const { return slice * slice_lines_ * kLineSteps; }
-  int end_step(int slice) const {
-    const int end = first_step(slice + 1);
-    return end < plan_.steps ? end : plan_.steps;
-  }
-
-  /// Begins the next slice: its first panel's tiles go to `to`, its second's behind kSliceSteps of them.
-  void open_slice(std::uint8_t* to) {
-    chunks_left_ = 0;
-    if (pair_ == pair_end_) return;
-    const int first_slot = first_step(slice_) * kStepSlots;
-    const int end_slot = end_step(slice_) * kStepSlots;
-    for (int b = maker_[0].block; b < plan_.block_count && plan_.blocks[b].slot < end_slot; ++b)
-      chunks_left_ += plan_.blocks[b].chunks;
-    panel_chunks_ = chunks_left_;
-    if (has_second_) chunks_left_ *= 2;
-    for (int p = 0; p < 2; ++p) {
-      maker_[p].out = to + p * kSliceSteps * kTileBytes;
-      maker_[p].first_slot = first_slot;
-      if (plan_.gaps) {
-        for (int i = 0; i < (end_slot - first_slot) * 32; i += 64)
-          _mm512_store_si512(maker_[p].out + i, _mm512_setzero_si512());
+      for (int p = 0; p < Chunk<kBits>::kPlanes; ++p, at += 4 * kSlotBytes) {
+        const __m512i plane = chunk.plane[p];
+        _mm512_store_si512(at, bf16_pair(weights<0>(plane, scale, offset), weights<1>(plane, scale, offset)));
+        _mm512_store_si512(at + 2 * kSlotBytes,
+                           bf16_pair(weights<2>(plane, scale, offset), weights<3>(plane, scale, offset)));
       }
     }
-    if (++slice_ == slices()) {
-      slice_ = 0;
-      ++pair_;
-      pair_done_ = true;
-    }
   }
+  return codes;
+}
 
-  int chunks_left() const { return chunks_left_; }
+using MakeWeights = const std::uint8_t*(const Matrix&, const std::uint8_t*, const std::uint8_t*, int, int, int,
+                                        std::uint8_t*);
 
-  /// The next chunk of the slice.
-  __attribute__((always_inline)) void make_one() {
-    const int p = has_second_ && chunks_left_ <= panel_chunks_ ? 1 : 0;
-    make_[p](maker_[p]);
-    --chunks_left_;
-    if (chunks_left_ == 0 && pair_done_ && pair_ != pair_end_) open_pair();
+MakeWeights* make_weights_of(int bits) {
+  switch (bits) {
+    case 2:
+      return make_weights<2>;
+    case 3:
+      return make_weights<3>;
+    case 8:
+      return make_weights<8>;
+    default:
+      return make_weights<4>;
   }
+}
 
- private:
-  void open_pair() {
-    const PairRef ref = pair_at(call_, pair_);
-    has_second_ = ref.has_second;
-    pair_done_ = false;
-    open_panel(0, call_.parts[ref.first_part], ref.first_panel);
-    if (has_second_) open_panel(1, call_.parts[ref.second_part], ref.second_panel);
-  }
-
-  void open_panel(int p, const Matrix& matrix, std::int64_t panel) {
-    maker_[p] = {};
-    maker_[p].matrix = &matrix;
-    maker_[p].panel = matrix.panels + panel * matrix.stride;
-    maker_[p].codes = maker_[p].panel + matrix.codes_offset;
-    make_[p] = make_chunk_of(matrix.bits);
-  }
-
-  const Call& call_;
-  const PlanView& plan_;
-  std::int64_t pair_;
-  std::int64_t pair_end_;
-  int slice_lines_ = 0;
-  int slice_ = 0;
-  int chunks_left_ = 0;
-  int panel_chunks_ = 0;
-  bool has_second_ = false;
-  bool pair_done_ = false;
-  Maker maker_[2];
-  MakeChunk* make_[2] = {};
+// Floats [rows][16] of one panel and of the other, rows `stride` apart.
+struct Sums {
+  float* panel[2] = {};
+  std::int64_t stride = 0;
 };
 
-// 16 or 32 rows times both panels over `steps` steps, making `chunks` chunks of the next weights meanwhile.
+// 16 or 32 rows times both panels of a slice, added to `from` (null: to zeros), written to `to`.
 template <int kTiles>
-void product(const std::uint16_t* x, std::int64_t tile_elements, const std::uint8_t* panels, int steps, bool fresh,
-             float* totals, Weights& next, int chunks) {
-  constexpr int kTotalBytes = kPairFloats * 4;
+void product(const std::uint16_t* x, std::int64_t tile_elements, const Slice& slice, int steps, const Sums& from,
+             const Sums& to) {
   const auto* const second = x + tile_elements;
   memory_barrier();
-  if (fresh) {
+  if (from.panel[0] == nullptr) {
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (kTiles == 2) {
@@ -198,66 +116,98 @@ void product(const std::uint16_t* x, std::int64_t tile_elements, const std::uint
       _tile_zero(3);
     }
   } else {
-    _tile_loadd(0, totals, kTotalBytes);
-    _tile_loadd(1, totals + kPanel, kTotalBytes);
+    _tile_loadd(0, from.panel[0], from.stride * 4);
+    _tile_loadd(1, from.panel[1], from.stride * 4);
     if constexpr (kTiles == 2) {
-      _tile_loadd(2, totals + 16 * kPairFloats, kTotalBytes);
-      _tile_loadd(3, totals + 16 * kPairFloats + kPanel, kTotalBytes);
+      _tile_loadd(2, from.panel[0] + 16 * from.stride, from.stride * 4);
+      _tile_loadd(3, from.panel[1] + 16 * from.stride, from.stride * 4);
     }
   }
-  int due = 0;
   for (int step = 0; step < steps; ++step) {
-    _tile_loadd(6, panels + step * kTileBytes, 64);
+    _tile_loadd(6, slice.tiles[0] + step * kTileBytes, 64);
     _tile_loadd(4, x + step * (kTileBytes / 2), 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, panels + (kSliceSteps + step) * kTileBytes, 64);
+    _tile_loadd(7, slice.tiles[1] + step * kTileBytes, 64);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (kTiles == 2) {
       _tile_loadd(5, second + step * (kTileBytes / 2), 64);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    for (due += chunks; due >= steps; due -= steps) next.make_one();
   }
-  _tile_stored(0, totals, kTotalBytes);
-  _tile_stored(1, totals + kPanel, kTotalBytes);
+  _tile_stored(0, to.panel[0], to.stride * 4);
+  _tile_stored(1, to.panel[1], to.stride * 4);
   if constexpr (kTiles == 2) {
-    _tile_stored(2, totals + 16 * kPairFloats, kTotalBytes);
-    _tile_stored(3, totals + 16 * kPairFloats + kPanel, kTotalBytes);
+    _tile_stored(2, to.panel[0] + 16 * to.stride, to.stride * 4);
+    _tile_stored(3, to.panel[1] + 16 * to.stride, to.stride * 4);
   }
 }
 
-// Up to kMaxSums rows times a run of pairs.
-void rows_times_pairs(const Call& call, std::int64_t pair_begin, std::int64_t pair_end, std::int64_t row,
-                      std::int64_t rows, std::uint8_t (*buffers)[2 * kSliceSteps * kTileBytes], float* totals) {
+// May tiles of whole panels go straight to the outputs (and start from the residual)?
+bool direct(const Call& call, const PairRef& pair) {
+  const Matrix& matrix = call.parts[pair.first_part];
+  return call.finish <= Finish::residual && pair.has_second && matrix.bias == nullptr &&
+         (pair.second_panel + 1) * kPanel <= matrix.outputs;
+}
+
+// Up to kMaxSums rows times a pair.
+void rows_times_pair(const Call& call, std::int64_t index, std::int64_t row, std::int64_t rows, Slice& slice,
+                     float* totals) {
+  const PairRef pair = pair_at(call, index);
+  const Matrix* const matrix[2] = {&call.parts[pair.first_part], &call.parts[pair.second_part]};
+  const std::int64_t panel_index[2] = {pair.first_panel, pair.second_panel};
+  const int panels = pair.has_second ? 2 : 1;
+  const std::uint8_t* panel[2];
+  const std::uint8_t* codes[2];
+  for (int p = 0; p < panels; ++p) {
+    panel[p] = matrix[p]->panels + panel_index[p] * matrix[p]->stride;
+    codes[p] = panel[p] + matrix[p]->codes_offset;
+  }
   const PlanView& plan = call.parts[0].plan;
   const std::int64_t tile_elements = static_cast<std::int64_t>(plan.steps) * (kTileBytes / 2);
   const std::uint16_t* const x = call.staged[0].bf16 + row / kTileRows * tile_elements;
-  const std::int64_t tile_pairs = (rows + 31) / 32;
-  Weights weights(call, pair_begin, pair_end);
-  int flip = 0;
-  weights.open_slice(buffers[0]);
-  while (weights.chunks_left() > 0) weights.make_one();
-  for (std::int64_t pair = pair_begin; pair < pair_end; ++pair) {
-    const PairRef ref = pair_at(call, pair);
-    for (int slice = 0; slice < weights.slices(); ++slice, flip ^= 1) {
-      const int first_step = weights.first_step(slice);
-      const int steps = weights.end_step(slice) - first_step;
-      weights.open_slice(buffers[flip ^ 1]);
-      for (std::int64_t t = 0; t < tile_pairs; ++t) {
-        const int chunks = static_cast<int>((weights.chunks_left() + tile_pairs - t - 1) / (tile_pairs - t));
-        const std::uint16_t* const from = x + 2 * t * tile_elements + first_step * (kTileBytes / 2);
-        float* const to = totals + 32 * t * kPairFloats;
-        if (rows - 32 * t > 16) {
-          product<2>(from, tile_elements, buffers[flip], steps, slice == 0, to, weights, chunks);
-        } else {
-          product<1>(from, tile_elements, buffers[flip], steps, slice == 0, to, weights, chunks);
-        }
-        if (slice + 1 == weights.slices()) {
-          const std::int64_t left = rows - 32 * t;
-          finish_pair(call, ref, row + 32 * t, static_cast<int>(left < 32 ? left : 32), to);
+  const bool straight = direct(call, pair);
+  int block = 0;
+  for (int line = 0; line < plan.lines; line += kSliceLines) {
+    const int first_step = line * kLineSteps;
+    const int end_step = line + kSliceLines < plan.lines ? (line + kSliceLines) * kLineSteps : plan.steps;
+    const int steps = end_step - first_step;
+    int end_block = block;
+    while (end_block < plan.block_count && plan.blocks[end_block].slot < end_step * kStepSlots) ++end_block;
+    for (int p = 0; p < panels; ++p) {
+      if (plan.gaps) {
+        for (int i = 0; i < steps * kTileBytes; i += 64) _mm512_store_si512(slice.tiles[p] + i, _mm512_setzero_si512());
+      }
+      codes[p] = make_weights_of(matrix[p]->bits)(*matrix[p], panel[p], codes[p], block, end_block,
+                                                  first_step * kStepSlots, slice.tiles[p]);
+    }
+    block = end_block;
+    const bool last = end_step == plan.steps;
+    for (std::int64_t r = 0; r < rows; r += 32) {
+      const std::int64_t count = rows - r < 32 ? rows - r : 32;
+      const std::uint16_t* const inputs = x + r / kTileRows * tile_elements + first_step * (kTileBytes / 2);
+      float* const mine = totals + r * kPairFloats;
+      Sums to = {{mine, mine + kPanel}, kPairFloats};
+      Sums from;
+      const bool in_place = straight && count % kTileRows == 0;
+      if (in_place) {
+        const Output& y = call.y[pair.first_part];
+        float* const at = y.y + (row + r) * y.stride + pair.first_panel * kPanel;
+        to = {{at, at + kPanel}, y.stride};
+        if (call.finish == Finish::residual) {
+          // Tiles of the residual are only read.
+          float* const residual =
+              const_cast<float*>(call.residual) + (row + r) * call.residual_stride + pair.first_panel * kPanel;
+          from = {{residual, residual + kPanel}, call.residual_stride};
         }
       }
+      if (line > 0) from = to;
+      if (count > kTileRows) {
+        product<2>(inputs, tile_elements, slice, steps, from, to);
+      } else {
+        product<1>(inputs, tile_elements, slice, steps, from, to);
+      }
+      if (last && !in_place) finish_pair(call, pair, row + r, static_cast<int>(count), mine);
     }
   }
 }
@@ -265,13 +215,14 @@ void rows_times_pairs(const Call& call, std::int64_t pair_begin, std::int64_t pa
 }  // namespace
 
 void multiply_bf16_amx(const Call& call, const Rectangle& area) {
-  alignas(64) std::uint8_t buffers[2][2 * kSliceSteps * kTileBytes];
+  Slice slice;
   alignas(64) float totals[kMaxSums * kPairFloats];
   const TileConfig config;
   _tile_loadconfig(&config);
   for (std::int64_t row = area.row_begin; row < area.row_end; row += kMaxSums) {
     const std::int64_t rows = area.row_end - row < kMaxSums ? area.row_end - row : kMaxSums;
-    rows_times_pairs(call, area.pair_begin, area.pair_end, row, rows, buffers, totals);
+    for (std::int64_t pair = area.pair_begin; pair < area.pair_end; ++pair)
+      rows_times_pair(call, pair, row, rows, slice, totals);
   }
   // Tiles in use slow down the saving of a thread's state, and other code of the thread configures its own.
   _tile_release();
