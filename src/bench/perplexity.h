@@ -15,6 +15,9 @@
 
 namespace nibble {
 
+/// EngineOptions::max_logit_rows that suits: so many rows of logits at a time are 33 MB for a vocabulary of 128k.
+inline constexpr std::int64_t kPerplexityRows = 64;
+
 enum class PerplexityProcedure {
   /// The GPTQ paper's: windows of 2048 tokens that do not overlap, the last incomplete one dropped; each scored but for its
   /// first token; exp of the mean of the windows' means. A BOS token only at the very front of the text, if at all.

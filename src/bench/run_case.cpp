@@ -11,6 +11,7 @@
 #include "formats/tokenizer.h"
 
 #include <algorithm>
+#include <chrono>
 #include <map>
 #include <random>
 #include <set>
@@ -18,8 +19,6 @@
 namespace nibble {
 namespace {
 
-// Perplexity asks for the logits of many rows; so many at a time are 33 MB for a vocabulary of 128k.
-constexpr std::int64_t kScoreRows = 64;
 // A pass over a footprint takes some milliseconds: long enough to meet a quiet moment of the machine.
 constexpr double kBandwidthSeconds = 0.3;
 
@@ -148,18 +147,21 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
     PerplexityOptions perplexity = perplexity_options(c.perplexity_procedure);
     if (c.perplexity_context > 0) perplexity.context = c.perplexity_context;
     options.max_tokens = std::max(options.max_tokens, perplexity.context);
-    options.max_logit_rows = kScoreRows;
+    options.max_logit_rows = kPerplexityRows;
   }
   MemoryWatch watch;
   progress("opening", 0);
+  const auto opening = std::chrono::steady_clock::now();
   auto checkpoint = std::make_shared<const Checkpoint>(c.folder);
+  const double open_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - opening).count();
   out.cached_share = weights_cached(*checkpoint);
 
   progress("verifying kernels", 0);
-  std::vector<std::int64_t> rows = {c.batch_size};
-  // What a pass of the prompt has, but not more than tells the kernels' ways for many rows apart.
-  constexpr std::int64_t kPrefillRows = 64;
-  rows.push_back(std::min(kPrefillRows, c.batch_size * c.prompt_length));
+  // A decode step's rows and a prompt's, but no more than it takes to tell the kernels' ways for few and many rows apart.
+  constexpr std::int64_t kMostRows = 64;
+  const std::int64_t step_rows = std::min(kMostRows, c.batch_size);
+  std::vector<std::int64_t> rows = {step_rows};
+  if (c.prompt_length > 1) rows.push_back(std::min(kMostRows, step_rows * std::min(kMostRows, c.prompt_length)));
   const ModelVerification verified = verify_model(*checkpoint, options, rows);
   out.verified_sites = verified.sites;
   out.verified_error = verified.error;
@@ -167,6 +169,8 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   progress("loading", 0);
   Engine engine(checkpoint, options);
   out.load = engine.load_times();
+  out.load.open += open_seconds;
+  out.load.total += open_seconds;
   out.quantisation = facts_of(*checkpoint, engine.sites());
   out.kernels = kernels_of(engine.sites());
   out.dtype = name_of(engine.compute());

@@ -73,7 +73,8 @@ class Bench {
     // optimum's table has no column for it.
     if (!options_.classic || !options_.out_folder.empty()) memory_ = measure_read_bandwidth(memory_footprint(), kMemorySeconds);
     if (!options_.out_folder.empty()) {
-      write_text_file(std::filesystem::path(options_.out_folder) / "manifest.json", bench_manifest(sweep_, memory_, started_, caption()));
+      const auto manifest = std::filesystem::path(options_.out_folder) / "manifest.json";
+      write_text_file(manifest, bench_manifest(sweep_, memory_, started_, caption(), before(manifest), manifest.string()));
     }
     const std::vector<SweepCase> texts = perplexity_cases_of(sweep_);
     const std::vector<SweepCase> speeds = options_.measures_speed() ? cases_of(sweep_) : std::vector<SweepCase>();
@@ -95,6 +96,12 @@ class Bench {
 
  private:
   static constexpr std::int64_t kSteps = 1000;  // of progress, a case
+
+  /// What earlier runs left in a file of results that this one adds to.
+  std::string before(const std::filesystem::path& file) const {
+    constexpr std::size_t kLargest = std::size_t{64} << 20;
+    return options_.overwrite || !std::filesystem::exists(file) ? std::string() : read_text_file(file, kLargest);
+  }
 
   BenchResult measure(const SweepCase& one, Progress& progress) {
     const BenchCase& c = one.bench_case;
@@ -148,7 +155,11 @@ class Bench {
   int finish(Progress& progress) {
     progress.finish(fmt::format("{} rows", rows_.size()));
     const Table table = bench_table(rows_, caption());
-    if (!options_.out_folder.empty()) write_text_file(std::filesystem::path(options_.out_folder) / "table.md", to_markdown(table));
+    if (!options_.out_folder.empty()) {
+      const auto file = std::filesystem::path(options_.out_folder) / "table.md";
+      const std::string earlier = before(file);
+      write_text_file(file, earlier + (earlier.empty() ? "" : "\n") + to_markdown(table));
+    }
     print(table);
     const int signal = InterruptGuard::signal();
     if (signal != 0) {

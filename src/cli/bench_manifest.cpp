@@ -1,9 +1,11 @@
 #include "cli/bench_manifest.h"
 
 #include "core/cpu.h"
+#include "core/error.h"
 #include "core/file.h"
 #include "core/thread_pool.h"
 #include "formats/checkpoint.h"
+#include "formats/json.h"
 #include "formats/quant_config.h"
 
 #include <nlohmann/json.hpp>
@@ -64,7 +66,10 @@ std::string utc_now() {
 }
 
 std::string bench_manifest(const BenchSweep& sweep, const ReadBandwidth& memory, const std::string& started,
-                           const std::string& protocol) {
+                           const std::string& protocol, const std::string& before, const std::string& where) {
+  Json runs = Json::array();
+  if (!before.empty()) runs = parse_ordered_json(before, where);
+  if (!runs.is_array()) fail_usage("{} is not a list of runs; name another folder, or give --overwrite to replace it", where);
   Json out;
   out["started"] = started;
   out["command"] = command_line();
@@ -85,7 +90,8 @@ std::string bench_manifest(const BenchSweep& sweep, const ReadBandwidth& memory,
     if (seen.insert(system.folder).second) out["models"].push_back(model_of(system));
   }
   out["seed"] = sweep.base.seed;
-  return out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  runs.push_back(std::move(out));
+  return runs.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace nibble
