@@ -13,9 +13,10 @@
 #include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
-#include <iterator>
+#include <map>
 #include <sstream>
 
 namespace nibble {
@@ -31,6 +32,7 @@ struct Options {
   bool no_special = false;
   bool ignore_eos = false;
   bool stats = false;
+  bool profile = false;
   std::int64_t max_new_tokens = 128;
   SampleParams sampling;
 };
@@ -85,6 +87,33 @@ class Printer {
   std::vector<std::string> texts_;
 };
 
+// Where a decode step's time goes: medians over 25 steps, nodes of all layers with one name together, the longest first.
+void print_profile(Engine& engine) {
+  constexpr int kSteps = 25;
+  std::vector<std::vector<double>> seconds;  // [node][step]
+  std::vector<NodeTime> nodes;
+  for (int step = 0; step < kSteps; ++step) {
+    nodes = engine.profile_step();
+    seconds.resize(nodes.size());
+    for (std::size_t i = 0; i < nodes.size(); ++i) seconds[i].push_back(nodes[i].seconds);
+  }
+  std::map<std::string, std::pair<double, int>> by_name;
+  double total = 0;
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    std::nth_element(seconds[i].begin(), seconds[i].begin() + kSteps / 2, seconds[i].end());
+    const double median = seconds[i][kSteps / 2];
+    by_name[nodes[i].name].first += median;
+    by_name[nodes[i].name].second += 1;
+    total += median;
+  }
+  std::vector<std::pair<std::string, std::pair<double, int>>> sorted(by_name.begin(), by_name.end());
+  std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.second.first > b.second.first; });
+  for (const auto& [name, time] : sorted) {
+    fmt::print(stderr, "{:9.3f} ms {:5.1f}%  {:4} x {}\n", time.first * 1e3, 100 * time.first / total, time.second, name);
+  }
+  fmt::print(stderr, "{:9.3f} ms  a step, node by node (replayed in one go it has no fork and join a node)\n", total * 1e3);
+}
+
 int run(const Options& o) {
   const std::vector<std::string> texts = read_prompts(o);
   const auto checkpoint = o.model.open();
@@ -137,6 +166,7 @@ int run(const Options& o) {
                          result.step_seconds.empty() ? 0.0 : decode * 1e3 / static_cast<double>(result.step_seconds.size()),
                          decode > 0 ? static_cast<double>(new_tokens - static_cast<std::int64_t>(prompts.size())) / decode : 0.0));
   }
+  if (o.profile) print_profile(engine);
   return 0;
 }
 
@@ -157,6 +187,7 @@ const CommandRegistration registration({"generate", "generate text from a model"
   app.add_option("--repetition-penalty", o->sampling.repetition_penalty, "above 1: make tokens seen so far less likely")->check(CLI::PositiveNumber);
   app.add_option("--seed", o->sampling.seed, "of the random draws")->capture_default_str();
   app.add_flag("--ids", o->ids, "print the new token ids as JSON, one line a prompt, instead of text");
+  app.add_flag("--profile", o->profile, "print to stderr where the time of a decode step goes");
   app.add_flag("--stats", o->stats, "print times to stderr");
   return [o] { return run(*o); };
 }});

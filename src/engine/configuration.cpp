@@ -5,6 +5,7 @@
 #include "models/family.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace nibble {
 namespace {
@@ -53,7 +54,9 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
   lowering.fuse = options.fuse;
   lowering.max_rows = sizes.max_rows;
   lowering.decode_rows = sizes.max_batch;
-  out.nodes = lower(program, backend.device().info(), lowering);
+  const auto start = std::chrono::steady_clock::now();
+  out.nodes = lower(program, backend.device(), lowering);
+  out.tune_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   out.plan = make_plan(program, out.nodes, sizes, backend, embedding.bytes.size());
   return out;
 }

@@ -19,6 +19,7 @@ struct EngineConfiguration {
   RunSizes sizes;
   std::vector<LoweredNode> nodes;
   MemoryPlan plan;
+  double tune_seconds = 0;  // choosing kernels, with --kernel auto by measuring
 };
 
 /// The back end of EngineOptions::device; UsageError where this build has no such device.

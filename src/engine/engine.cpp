@@ -82,6 +82,7 @@ void Engine::Impl::configure() {
   backend = make_backend(options);
   stream = backend->device().make_stream();
   EngineConfiguration decided = configure_engine(*checkpoint, options, *backend);
+  times.tune = decided.tune_seconds;
   program = std::move(decided.program);
   compute = decided.compute;
   kv_dtype = decided.kv_dtype;
@@ -286,7 +287,7 @@ Engine::Engine(std::shared_ptr<const Checkpoint> checkpoint, EngineOptions optio
   m.options = std::move(options);
   m.configure();
   m.check_fits();
-  m.times.open = seconds_since(start);
+  m.times.open = seconds_since(start) - m.times.tune;
   m.weights.load(*m.checkpoint, m.nodes, m.backend->device(), *m.stream, m.times);
   for (std::size_t i = 0; i < m.nodes.size(); ++i) {
     const LoweredNode& node = m.nodes[i];
@@ -294,7 +295,7 @@ Engine::Engine(std::shared_ptr<const Checkpoint> checkpoint, EngineOptions optio
     m.sites.push_back({node.name(), node.node.layer, std::string(node.kernel->name()), node.site, m.weights.packed(i).bytes()});
   }
   m.allocate();
-  m.times.total = seconds_since(start);
+  m.times.total = seconds_since(start) - m.times.tune;
 }
 
 Engine::~Engine() = default;

@@ -1,9 +1,11 @@
 #include "engine/lowering.h"
 
 #include "core/error.h"
+#include "kernels/autotune.h"
 #include "kernels/registry.h"
 
 #include <algorithm>
+#include <array>
 #include <functional>
 
 namespace nibble {
@@ -41,8 +43,8 @@ bool dead_after(const std::vector<Node>& nodes, std::size_t last, BufferId buffe
 
 class Lowerer {
  public:
-  Lowerer(const Program& program, const DeviceInfo& device, const LoweringOptions& options)
-      : nodes_(program.nodes), device_(device), options_(options) {}
+  Lowerer(const Program& program, Device& device, const LoweringOptions& options)
+      : nodes_(program.nodes), device_(device.info()), options_(options), tuner_(device) {}
 
   std::vector<LoweredNode> run() {
     for (std::size_t i = 0; i < nodes_.size();) i = step(i);
@@ -109,9 +111,11 @@ class Lowerer {
     return after;
   }
 
-  const LinearKernel& choose(const LinearNode& node, const LinearSite& site) const {
+  const LinearKernel& choose(const LinearNode& node, const LinearSite& site) {
     const bool quantised = std::any_of(site.parts.begin(), site.parts.end(), [](const LinearDesc& d) { return d.gptq.has_value(); });
-    if (options_.kernel == "auto" && quantised) return choose_by_cost(site);
+    if (options_.kernel == "auto" && quantised) {
+      return tuner_.choose(site, std::array{options_.decode_rows, options_.max_rows});
+    }
     const LinearKernel& named = kernel_named(options_.kernel == "auto" ? "dense" : options_.kernel, device_.kind);
     const Fit fit = named.fit(site, device_, options_.max_rows);
     if (fit.ok) return named;
@@ -123,24 +127,12 @@ class Lowerer {
     fail("the kernel {} cannot run {}: {}", named.name(), node.parts.front().name, fit.reason);
   }
 
-  const LinearKernel& choose_by_cost(const LinearSite& site) const;
-
   const std::vector<Node>& nodes_;
-  const DeviceInfo& device_;
+  const DeviceInfo device_;
   const LoweringOptions& options_;
+  Autotuner tuner_;
   std::vector<LoweredNode> out_;
 };
-
-const LinearKernel& Lowerer::choose_by_cost(const LinearSite& site) const {
-  std::string reasons;
-  for (const std::string_view name : {"packed", "dequant", "reference"}) {
-    const LinearKernel& kernel = kernel_named(name, device_.kind);
-    const Fit fit = kernel.fit(site, device_, options_.max_rows);
-    if (fit.ok) return kernel;
-    reasons += (reasons.empty() ? "" : "; ") + std::string(name) + ": " + fit.reason;
-  }
-  fail("no kernel can run {}: {}", site.parts.front().name, reasons);
-}
 
 }  // namespace
 
@@ -178,7 +170,7 @@ std::string LoweredNode::name() const {
   return out;
 }
 
-std::vector<LoweredNode> lower(const Program& program, const DeviceInfo& device, const LoweringOptions& options) {
+std::vector<LoweredNode> lower(const Program& program, Device& device, const LoweringOptions& options) {
   return Lowerer(program, device, options).run();
 }
 

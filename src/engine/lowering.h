@@ -37,7 +37,8 @@ struct LoweringOptions {
   std::int64_t decode_rows = 1;  // rows of a decode step, which --kernel auto measures for beside max_rows
 };
 
-/// Throws Error where the named kernel cannot run a site, with the kernel's reason; UsageError where there is no such kernel.
-std::vector<LoweredNode> lower(const Program& program, const DeviceInfo& device, const LoweringOptions& options);
+/// With kernel "auto", quantised sites get the kernel that measures fastest on the device at decode_rows and max_rows rows
+/// (kernels/autotune.h), the others the dense one. Throws Error where the named kernel cannot run a site, with the kernel's reason; UsageError where there is no such kernel.
+std::vector<LoweredNode> lower(const Program& program, Device& device, const LoweringOptions& options);
 
 }  // namespace nibble
