@@ -1,5 +1,6 @@
-// Times the CPU's ops at the shapes of SmolLM2-135M and Llama-7B: attention at decode against a plain read of the same keys
-// and values, attention at prefill, and the small ops. Best of several runs; NIBBLE_ISA and OMP_NUM_THREADS as usual.
+// Times the CPU's ops at the shapes of SmolLM2-135M and Llama-7B: attention at decode against a plain read of the same
+// keys and values, attention at prefill, and the small ops. Best of several runs; NIBBLE_ISA and OMP_NUM_THREADS as
+// usual.
 //
 //   ops_micro [threads [decode|prefill|small]]
 #include "core/cpu.h"
@@ -20,7 +21,8 @@ namespace {
 
 using namespace nibble;
 
-// Of one thread the time on the processor counts, so that figures hold on a machine that is shared; of more, the wall's.
+// Of one thread the time on the processor counts, so that figures hold on a machine that is shared; of more, the
+// wall's.
 double now() {
   timespec t{};
   clock_gettime(ThreadPool::instance().threads() == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
@@ -103,7 +105,8 @@ double read_time(Caches& caches, Stream& stream) {
   });
 }
 
-void decode(Backend& backend, Stream& stream, const Model& model, DType dtype, std::int64_t sequences, std::int64_t context) {
+void decode(Backend& backend, Stream& stream, const Model& model, DType dtype, std::int64_t sequences,
+            std::int64_t context) {
   Caches caches(backend, stream, model, dtype, model.layers, sequences, context);
   Floats q(sequences, model.heads * model.head_dim);
   Floats y(sequences, model.heads * model.head_dim);
@@ -115,7 +118,8 @@ void decode(Backend& backend, Stream& stream, const Model& model, DType dtype, s
     row_begin.push_back(static_cast<std::int32_t>(s + 1));
   }
   const RowMap map{sequences, sequences, nullptr, positions.data(), slots.data(), row_begin.data()};
-  const auto workspace = cpu_device().allocate(backend.attention_workspace(sequences, model.heads, caches.views[0]), "workspace");
+  const auto workspace =
+      cpu_device().allocate(backend.attention_workspace(sequences, model.heads, caches.views[0]), "workspace");
   stream.begin_capture();
   for (const KvView& view : caches.views) {
     backend.attention({map, q.ref(), model.heads, view, 0.1f, 0, 0, y.ref(), workspace->data()}, stream);
@@ -124,9 +128,11 @@ void decode(Backend& backend, Stream& stream, const Model& model, DType dtype, s
   const double seconds = best_of([&] { stream.launch(*graph); });
   const double floor = read_time(caches, stream);
   const double megabytes = static_cast<double>(caches.bytes) * 2 * static_cast<double>(model.layers) / 1e6;
-  fmt::print("decode   {:10} {:5} batch {} context {:5}: {:8.3f} ms for {} layers, {:6.1f} MB, {:5.1f} GB/s, {:.2f}x a plain read\n",
-             model.name, name_of(dtype), sequences, context, seconds * 1e3, model.layers, megabytes, megabytes / seconds / 1e3,
-             seconds / floor);
+  fmt::print(
+      "decode   {:10} {:5} batch {} context {:5}: {:8.3f} ms for {} layers, {:6.1f} MB, {:5.1f} GB/s, {:.2f}x a plain "
+      "read\n",
+      model.name, name_of(dtype), sequences, context, seconds * 1e3, model.layers, megabytes, megabytes / seconds / 1e3,
+      seconds / floor);
 }
 
 void prefill(Backend& backend, Stream& stream, const Model& model, DType dtype, std::int64_t rows) {
@@ -138,35 +144,41 @@ void prefill(Backend& backend, Stream& stream, const Model& model, DType dtype, 
   const std::vector<std::int32_t> slots(static_cast<std::size_t>(rows), 0);
   const std::vector<std::int32_t> row_begin = {0, static_cast<std::int32_t>(rows)};
   const RowMap map{rows, 1, nullptr, positions.data(), slots.data(), row_begin.data()};
-  const auto workspace = cpu_device().allocate(backend.attention_workspace(rows, model.heads, caches.views[0]), "workspace");
+  const auto workspace =
+      cpu_device().allocate(backend.attention_workspace(rows, model.heads, caches.views[0]), "workspace");
   const double seconds = best_of([&] {
     backend.attention({map, q.ref(), model.heads, caches.views[0], 0.1f, 0, 0, y.ref(), workspace->data()}, stream);
   });
   const double flops = 2.0 * static_cast<double>(rows * (rows + 1) * model.heads * model.head_dim);
   Floats k(rows, model.kv_heads * model.head_dim);
   const double store = best_of([&] { backend.kv_store({map, k.ref(), k.ref(), caches.views[0]}, stream); }, 0.1);
-  fmt::print("prefill  {:10} {:5} {} rows: {:8.3f} ms for {} layers, {:6.1f} Gflop/s; kv_store {:.3f} ms\n", model.name, name_of(dtype),
-             rows, seconds * 1e3 * static_cast<double>(model.layers), model.layers, flops / seconds / 1e9,
-             store * 1e3 * static_cast<double>(model.layers));
+  fmt::print("prefill  {:10} {:5} {} rows: {:8.3f} ms for {} layers, {:6.1f} Gflop/s; kv_store {:.3f} ms\n", model.name,
+             name_of(dtype), rows, seconds * 1e3 * static_cast<double>(model.layers), model.layers,
+             flops / seconds / 1e9, store * 1e3 * static_cast<double>(model.layers));
 }
 
 void small_ops(Backend& backend, Stream& stream, const Model& model, std::int64_t rows) {
   const auto report = [&](std::string_view op, double bytes, const std::function<void()>& body) {
     const double seconds = best_of(body, 0.1);
-    fmt::print("{:18} {:10} {:4} rows: {:9.2f} us, {:6.1f} GB/s\n", op, model.name, rows, seconds * 1e6, bytes / seconds / 1e9);
+    fmt::print("{:18} {:10} {:4} rows: {:9.2f} us, {:6.1f} GB/s\n", op, model.name, rows, seconds * 1e6,
+               bytes / seconds / 1e9);
   };
   Floats hidden(rows, model.hidden);
   Floats normed(rows, model.hidden);
   Floats weight(1, model.hidden);
-  const auto floats = [rows](std::int64_t columns, int passes) { return 4.0 * passes * static_cast<double>(rows * columns); };
-  report("rms norm", floats(model.hidden, 2),
-         [&] { backend.norm({NormKind::rms, hidden.ref(), 1, weight.data.data(), nullptr, 1e-5f, normed.ref()}, stream); });
+  const auto floats = [rows](std::int64_t columns, int passes) {
+    return 4.0 * passes * static_cast<double>(rows * columns);
+  };
+  report("rms norm", floats(model.hidden, 2), [&] {
+    backend.norm({NormKind::rms, hidden.ref(), 1, weight.data.data(), nullptr, 1e-5f, normed.ref()}, stream);
+  });
   report("add", floats(model.hidden, 3), [&] { backend.add(hidden.ref(), normed.ref(), normed.ref(), stream); });
   Floats gate(rows, model.intermediate);
   Floats up(rows, model.intermediate);
   for (const auto& [kind, name] : {std::pair(ActivationKind::silu, "silu"), std::pair(ActivationKind::gelu, "gelu"),
                                    std::pair(ActivationKind::gelu_tanh, "gelu tanh")}) {
-    report(name, floats(model.intermediate, 3), [&, k = kind] { backend.gated_activation(k, gate.ref(), up.ref(), gate.ref(), stream); });
+    report(name, floats(model.intermediate, 3),
+           [&, k = kind] { backend.gated_activation(k, gate.ref(), up.ref(), gate.ref(), stream); });
   }
   std::vector<std::int32_t> positions;
   for (std::int64_t i = 0; i < rows; ++i) positions.push_back(static_cast<std::int32_t>(i));
@@ -178,18 +190,28 @@ void small_ops(Backend& backend, Stream& stream, const Model& model, std::int64_
   });
   report("embed f32", floats(model.hidden, 2), [&] { backend.embed({map, hidden.ref(), 1, normed.ref()}, stream); });
   if (rows > 1) return;
-  Floats logits(rows, model.vocab);
+  // Logits of a spread of 3, fresh for each draw, which changes them: some dozens of tokens share most of the
+  // probability.
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal(0, 3);
+  Floats fresh(rows, model.vocab);
+  for (float& x : fresh.data) x = normal(random);
+  Floats logits = fresh;
   SampleParams params;
   std::int32_t next = 0;
   const auto workspace = cpu_device().allocate(backend.sample_workspace(rows, model.vocab), "workspace");
   const SampleArgs args{logits.ref(), &params, nullptr, positions.data(), &next, workspace->data()};
+  const auto draw = [&] {
+    std::copy(fresh.data.begin(), fresh.data.end(), logits.data.begin());
+    backend.sample(args, stream);
+  };
   report("greedy", floats(model.vocab, 1), [&] { backend.sample(args, stream); });
-  // The logits are drawn from again and again: what a draw leaves behind is a row of logits too.
   params.temperature = 0.8f;
+  report("draw", floats(model.vocab, 1), draw);
   params.top_p = 0.9f;
-  report("draw top_p", floats(model.vocab, 1), [&] { backend.sample(args, stream); });
+  report("draw top_p", floats(model.vocab, 1), draw);
   params.top_k = 50;
-  report("draw top_k top_p", floats(model.vocab, 1), [&] { backend.sample(args, stream); });
+  report("draw top_k top_p", floats(model.vocab, 1), draw);
 }
 
 }  // namespace

@@ -27,9 +27,9 @@ float stored(float value, DType dtype) {
   return dtype == DType::bf16 ? bf16_to_float(float_to_bf16(value)) : value;
 }
 
-// The error allowed against float64 attention on the stored values, of values of about 1. AMX multiplies a bf16 cache by q
-// and by probabilities rounded to bf16 (2^-9 each): the scores, of spread 1, are off by up to 4 * 2^-9, the probabilities by
-// that and their own rounding. All else is float arithmetic.
+// The error allowed against float64 attention on the stored values, of values of about 1. AMX multiplies a bf16 cache
+// by q and by probabilities rounded to bf16 (2^-9 each): the scores, of spread 1, are off by up to 4 * 2^-9, the
+// probabilities by that and their own rounding. All else is float arithmetic.
 double bound(const Shape& shape) {
   if (shape.dtype == DType::bf16 && active_isa() >= Isa::amx) return 6 * 0x1p-8 * std::max(1.0f, shape.sigma);
   return 2e-5 * std::max(1.0f, shape.sigma * shape.sigma);
@@ -83,8 +83,8 @@ class Case {
     const std::size_t scratch = bench.backend->attention_workspace(batch_.rows(), shape_.heads, cache);
     const auto workspace = cpu_device().allocate(scratch, "workspace");
     std::memset(workspace->data(), 0xff, scratch);
-    bench.backend->attention({batch_.map(), q.ref(), shape_.heads, cache, scale(), shape_.window, shape_.softcap, y.ref(),
-                              workspace->data()},
+    bench.backend->attention({batch_.map(), q.ref(), shape_.heads, cache, scale(), shape_.window, shape_.softcap,
+                              y.ref(), workspace->data()},
                              *bench.stream);
     y.expect_gaps_untouched();
     return y;
@@ -147,7 +147,8 @@ class Case {
     for (std::int64_t j = first; j <= position; ++j) {
       const double p = std::exp(scores[j - first] - max);
       sum += p;
-      for (std::int64_t d = 0; d < shape_.head_dim; ++d) out[d] += p * stored(values_.at(s.slot).at(j, kv + d), shape_.dtype);
+      for (std::int64_t d = 0; d < shape_.head_dim; ++d)
+        out[d] += p * stored(values_.at(s.slot).at(j, kv + d), shape_.dtype);
     }
     for (double& one : out) one /= sum;
     return out;
@@ -321,7 +322,9 @@ TEST(Attention, RefusesShapesThatItCannotRun) {
   EXPECT_THROW(bench.backend->kv_bytes({DType::i8, nullptr, nullptr, 1, 1, 16, 64}), Error);
   EXPECT_THROW(bench.backend->kv_bytes({DType::f32, nullptr, nullptr, 1, 1, 16, 258}), Error);
   EXPECT_THROW(bench.backend->kv_bytes({DType::f32, nullptr, nullptr, 1, 1, 16, 63}), Error);
-  EXPECT_THROW(bench.backend->kv_bytes({DType::f32, nullptr, nullptr, std::int64_t{1} << 40, 64, std::int64_t{1} << 40, 64}), Error);
+  EXPECT_THROW(
+      bench.backend->kv_bytes({DType::f32, nullptr, nullptr, std::int64_t{1} << 40, 64, std::int64_t{1} << 40, 64}),
+      Error);
   EXPECT_THROW(bench.backend->attention_workspace(1, 7, {DType::f32, nullptr, nullptr, 1, 2, 16, 64}), Error);
 }
 

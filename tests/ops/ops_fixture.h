@@ -28,7 +28,9 @@ class Matrix {
 
   MatrixRef ref() { return {data_.data(), DType::f32, rows_, columns_, stride_}; }
   float& at(std::int64_t row, std::int64_t column) { return data_[static_cast<std::size_t>(row * stride_ + column)]; }
-  float at(std::int64_t row, std::int64_t column) const { return data_[static_cast<std::size_t>(row * stride_ + column)]; }
+  float at(std::int64_t row, std::int64_t column) const {
+    return data_[static_cast<std::size_t>(row * stride_ + column)];
+  }
   std::int64_t rows() const { return rows_; }
   std::int64_t columns() const { return columns_; }
 
@@ -124,7 +126,7 @@ struct Batch {
   }
   std::int64_t rows() const { return static_cast<std::int64_t>(positions.size()); }
   RowMap map() const {
-    return {rows(), static_cast<std::int64_t>(sequences.size()), tokens.data(), positions.data(), slots.data(),
+    return {rows(),          static_cast<std::int64_t>(sequences.size()), tokens.data(), positions.data(), slots.data(),
             row_begin.data()};
   }
 };

@@ -35,14 +35,16 @@ std::vector<std::int32_t> sample(const std::vector<Row>& rows, int threads = 2) 
   std::vector<std::int32_t> next(rows.size(), -1);
   const auto workspace = cpu_device().allocate(bench.backend->sample_workspace(n, vocab), "workspace");
   std::memset(workspace->data(), 0xff, workspace->size());
-  bench.backend->sample({logits.ref(), params.data(), seen.empty() ? nullptr : seen.data(), positions.data(), next.data(),
-                         workspace->data()},
+  bench.backend->sample({logits.ref(), params.data(), seen.empty() ? nullptr : seen.data(), positions.data(),
+                         next.data(), workspace->data()},
                         *bench.stream);
   logits.expect_gaps_untouched();
   return next;
 }
 
-std::int32_t greedy(std::vector<float> logits, int threads = 2) { return sample({{std::move(logits), {}, 0, {}}}, threads)[0]; }
+std::int32_t greedy(std::vector<float> logits, int threads = 2) {
+  return sample({{std::move(logits), {}, 0, {}}}, threads)[0];
+}
 
 TEST(Greedy, TakesTheFirstLargest) {
   EXPECT_EQ(greedy({1, 3, 2, 3}), 1);
@@ -86,7 +88,8 @@ std::vector<double> expected_probabilities(const Row& row) {
   const SampleParams& p = row.params;
   std::vector<double> scores(row.logits.begin(), row.logits.end());
   for (std::size_t i = 0; i < n; ++i) {
-    if (!row.seen.empty() && row.seen[i] != 0) scores[i] = scores[i] > 0 ? scores[i] / p.repetition_penalty : scores[i] * p.repetition_penalty;
+    if (!row.seen.empty() && row.seen[i] != 0)
+      scores[i] = scores[i] > 0 ? scores[i] / p.repetition_penalty : scores[i] * p.repetition_penalty;
     scores[i] /= p.temperature;
   }
   const auto softmax = [n](const std::vector<double>& from) {
@@ -121,8 +124,8 @@ std::vector<double> expected_probabilities(const Row& row) {
   return softmax(scores);
 }
 
-// Draws at many positions: no token of probability 0, and a chi-square below its mean by less than 5 deviations. Seeds and
-// positions are fixed, so that the result is too.
+// Draws at many positions: no token of probability 0, and a chi-square below its mean by less than 5 deviations. Seeds
+// and positions are fixed, so that the result is too.
 void expect_distribution(const Row& row) {
   constexpr int kDraws = 4000;
   constexpr int kBatch = 100;
@@ -261,7 +264,8 @@ TEST(Draws, AreRecordedByACapture) {
   std::vector<std::int32_t> next = {-1};
   const auto workspace = cpu_device().allocate(bench.backend->sample_workspace(1, 500), "workspace");
   bench.stream->begin_capture();
-  bench.backend->sample({logits.ref(), params.data(), nullptr, positions.data(), next.data(), workspace->data()}, *bench.stream);
+  bench.backend->sample({logits.ref(), params.data(), nullptr, positions.data(), next.data(), workspace->data()},
+                        *bench.stream);
   const auto graph = bench.stream->end_capture();
   EXPECT_EQ(next[0], -1);
   for (std::int32_t i = 0; i < 20; ++i) {

@@ -1,5 +1,5 @@
-// Each op but attention and sampling against float64, over odd shapes, rows that lie apart, poisoned outputs, outputs that
-// are inputs, and several numbers of threads.
+// Each op but attention and sampling against float64, over odd shapes, rows that lie apart, poisoned outputs, outputs
+// that are inputs, and several numbers of threads.
 #include "ops_fixture.h"
 
 #include "core/error.h"
@@ -91,14 +91,15 @@ TEST(Norm, RmsAndLayerOverGroups) {
           Matrix from = x;
           Matrix other(4, width * groups, 1);
           Matrix& y = in_place ? from : other;
-          bench.backend->norm({kind, from.ref(), groups, weight.ref().f32_row(0), with_bias ? bias.ref().f32_row(0) : nullptr,
-                               1e-5f, y.ref()},
+          bench.backend->norm({kind, from.ref(), groups, weight.ref().f32_row(0),
+                               with_bias ? bias.ref().f32_row(0) : nullptr, 1e-5f, y.ref()},
                               *bench.stream);
           expect_close(
               y,
               [&](std::int64_t r, std::int64_t c) {
                 const Moments m = moments(x, r, c / width * width, width, kind, 1e-5f);
-                return (x.at(r, c) - m.mean) * m.factor * weight.at(0, c % width) + (with_bias ? bias.at(0, c % width) : 0);
+                return (x.at(r, c) - m.mean) * m.factor * weight.at(0, c % width) +
+                       (with_bias ? bias.at(0, c % width) : 0);
               },
               kind == NormKind::layer ? 1e-4 : 1e-6, 1e-5);
           y.expect_gaps_untouched();
@@ -120,12 +121,14 @@ TEST(Norm, OfZerosIsFinite) {
 TEST(Rotary, RotatesPairsOfEachHeadAndLeavesTheRest) {
   std::mt19937 random(3);
   constexpr std::int64_t kPositions = 50;
-  const std::array<std::array<std::int64_t, 3>, 5> shapes = {{{3, 64, 64}, {2, 80, 32}, {1, 6, 6}, {5, 24, 10}, {2, 128, 128}}};
+  const std::array<std::array<std::int64_t, 3>, 5> shapes = {
+      {{3, 64, 64}, {2, 80, 32}, {1, 6, 6}, {5, 24, 10}, {2, 128, 128}}};
   for (const auto& [heads, head_dim, dims] : shapes) {
     std::vector<float> table(static_cast<std::size_t>(kPositions * dims));
     for (std::int64_t p = 0; p < kPositions; ++p) {
       for (std::int64_t i = 0; i < dims / 2; ++i) {
-        const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
+        const double angle =
+            static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(dims));
         table[p * dims + i] = static_cast<float>(std::cos(angle));
         table[p * dims + dims / 2 + i] = static_cast<float>(std::sin(angle));
       }
@@ -161,11 +164,14 @@ TEST(Rotary, RotatesPairsOfEachHeadAndLeavesTheRest) {
 
 double activation(ActivationKind kind, double x) {
   switch (kind) {
-    case ActivationKind::silu: return x / (1 + std::exp(-x));
-    case ActivationKind::gelu: return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    case ActivationKind::silu:
+      return x / (1 + std::exp(-x));
+    case ActivationKind::gelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
     case ActivationKind::gelu_tanh:
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
-    case ActivationKind::relu: return std::max(x, 0.0);
+    case ActivationKind::relu:
+      return std::max(x, 0.0);
   }
   return 0;
 }
@@ -189,7 +195,8 @@ TEST(GatedActivation, MatchesDefinitionsAndMayWriteOverItsInputs) {
         Matrix& y = target == 0 ? other : target == 1 ? gate : up;
         bench.backend->gated_activation(kind, gate.ref(), up.ref(), y.ref(), *bench.stream);
         expect_close(
-            y, [&](std::int64_t r, std::int64_t c) { return activation(kind, gate_before.at(r, c)) * up_before.at(r, c); },
+            y,
+            [&](std::int64_t r, std::int64_t c) { return activation(kind, gate_before.at(r, c)) * up_before.at(r, c); },
             2e-6, 2e-6);
         y.expect_gaps_untouched();
       }
@@ -285,7 +292,8 @@ TEST(Ops, AreRecordedByACapture) {
     a.fill(random);
     b.fill(random);
     bench.stream->launch(*graph);
-    expect_close(y, [&](std::int64_t, std::int64_t c) { return std::max(a.at(0, c) + b.at(0, c), 0.0f) * b.at(0, c); }, 0, 1e-6);
+    expect_close(
+        y, [&](std::int64_t, std::int64_t c) { return std::max(a.at(0, c) + b.at(0, c), 0.0f) * b.at(0, c); }, 0, 1e-6);
   }
 }
 
@@ -315,8 +323,9 @@ TEST(Advance, MovesEachSequenceOneStepOn) {
     std::vector<std::int32_t> history(12, -1);
     std::vector<std::int32_t> step_of = {0, 1, 2};
     std::vector<std::uint8_t> seen(24, 0);
-    bench.backend->advance({3, next.data(), tokens.data(), positions.data(), history.data(), 4, step_of.data(), seen.data(), 8},
-                           *bench.stream);
+    bench.backend->advance(
+        {3, next.data(), tokens.data(), positions.data(), history.data(), 4, step_of.data(), seen.data(), 8},
+        *bench.stream);
     EXPECT_EQ(tokens, next);
     EXPECT_EQ(positions, (std::vector<std::int32_t>{11, 21, 1}));
     EXPECT_EQ(history, (std::vector<std::int32_t>{5, -1, -1, -1, -1, 2, -1, -1, -1, -1, 7, -1}));

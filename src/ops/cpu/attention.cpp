@@ -88,8 +88,8 @@ class DecodePhase {
 
   bool may_cut() const { return parts_ > 1 && longest_ > 1; }
 
-  // Works through this thread's chunks. A group of which it has the first chunk is finished here, or left in slot 0 when
-  // other threads have the rest; chunks of a group that began on another thread are left one a slot.
+  // Works through this thread's chunks. A group of which it has the first chunk is finished here, or left in slot 0
+  // when other threads have the rest; chunks of a group that began on another thread are left one a slot.
   void compute(int part) {
     const std::int64_t begin = begin_of(part);
     const std::int64_t end = begin_of(part + 1);
@@ -264,8 +264,10 @@ void prefill(const Setup& s, int thread, int threads) {
 
 std::size_t attention_workspace(std::int64_t rows, std::int64_t heads, const KvView& cache, int parts) {
   if (rows <= 0) return 0;
-  const std::int64_t slots = checked_mul<std::int64_t>(DecodePhase::slots_a_part(cache.capacity, parts), parts, "attention's scratch");
-  const std::int64_t floats = checked_mul(slots, partial_floats(heads / cache.kv_heads, cache.head_dim), "attention's scratch");
+  const std::int64_t slots =
+      checked_mul<std::int64_t>(DecodePhase::slots_a_part(cache.capacity, parts), parts, "attention's scratch");
+  const std::int64_t floats =
+      checked_mul(slots, partial_floats(heads / cache.kv_heads, cache.head_dim), "attention's scratch");
   return checked_mul<std::size_t>(static_cast<std::size_t>(floats), sizeof(float), "attention's scratch");
 }
 

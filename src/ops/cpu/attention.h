@@ -1,8 +1,8 @@
 // Attention's division into tasks and their order; the inner loops are the op table's.
 //
 // A sequence with one row (decode) is divided by (sequence, kv head) and, along the keys, into chunks of a fixed length
-// whose partial results are merged in their order: so results depend neither on the number of threads nor on the rest of
-// the batch. A sequence with more rows (prefill) is divided by (head, tile of query rows).
+// whose partial results are merged in their order: so results depend neither on the number of threads nor on the rest
+// of the batch. A sequence with more rows (prefill) is divided by (head, tile of query rows).
 #pragma once
 
 #include "ops/backend.h"

@@ -1,6 +1,6 @@
-// Attention over a bf16 cache with AMX tiles, for many rows of queries. The cache's layout is that of the tiles: 16 pairs of
-// dimensions of a block of 16 keys are one tile of K, 16 pairs of tokens by 16 dimensions one of V, so that nothing is
-// rearranged. q and the probabilities are rounded to bf16, all sums are float.
+// Attention over a bf16 cache with AMX tiles, for many rows of queries. The cache's layout is that of the tiles: 16
+// pairs of dimensions of a block of 16 keys are one tile of K, 16 pairs of tokens by 16 dimensions one of V, so that
+// nothing is rearranged. q and the probabilities are rounded to bf16, all sums are float.
 #include "ops/cpu/simd_avx512.h"
 
 #include "ops/cpu/simd_math.h"
@@ -12,11 +12,12 @@
 namespace nibble::cpu {
 namespace {
 
-// Keys at a time: the sums over values are loaded, rescaled and stored once for so many, and their scores (32 KiB) with the
-// probabilities (16 KiB) still fit into an L1 cache of 48 KiB.
+// Keys at a time: the sums over values are loaded, rescaled and stored once for so many, and their scores (32 KiB) with
+// the probabilities (16 KiB) still fit into an L1 cache of 48 KiB.
 constexpr std::int64_t kKeys = 256;
 constexpr int kTileRows = 16;
-// Elements from row to row: a line more than the keys, as rows a power of two apart would share a few sets of the cache.
+// Elements from row to row: a line more than the keys, as rows a power of two apart would share a few sets of the
+// cache.
 constexpr std::int64_t kScoreStride = kKeys + 16;
 constexpr std::int64_t kProbabilityStride = kKeys + 32;
 
@@ -80,8 +81,8 @@ void score_tiles(const AttendArgs& a, std::int64_t key, std::int64_t keys, Scrat
   }
 }
 
-// Calls body(key, chain) for each register of keys in [from, to): four chains, of which an addition to one need not wait for
-// those to the others.
+// Calls body(key, chain) for each register of keys in [from, to): four chains, of which an addition to one need not
+// wait for those to the others.
 template <typename Body>
 inline void for_chains(std::int64_t from, std::int64_t to, const Body& body) {
   std::int64_t j = from;
@@ -94,10 +95,11 @@ inline void for_chains(std::int64_t from, std::int64_t to, const Body& body) {
   for (; j < to; j += Vec::kLanes) body(j, 0);
 }
 
-// Scores of keys [begin, end) into probabilities, 0 for those that a row does not see. In steps over all rows, so that one
-// row's chain of dependent operations does not hold up the next row's, and with loops as long for all rows, which spares the
-// processor wrong guesses.
-void soften_rows(const AttendArgs& a, std::int64_t key, std::int64_t keys, std::int64_t begin, std::int64_t end, Scratch& s) {
+// Scores of keys [begin, end) into probabilities, 0 for those that a row does not see. In steps over all rows, so that
+// one row's chain of dependent operations does not hold up the next row's, and with loops as long for all rows, which
+// spares the processor wrong guesses.
+void soften_rows(const AttendArgs& a, std::int64_t key, std::int64_t keys, std::int64_t begin, std::int64_t end,
+                 Scratch& s) {
   constexpr std::int64_t kLanes = Vec::kLanes;
   // The first row sees the first key, the last row the last.
   const bool edge = seen_by(a, a.rows - 1, key, keys).first > begin || seen_by(a, 0, key, keys).last < end;
@@ -105,7 +107,8 @@ void soften_rows(const AttendArgs& a, std::int64_t key, std::int64_t keys, std::
     float* scores = s.scores + r * kScoreStride;
     if (a.cap > 0) {
       const Reg cap = Vec::set1(a.cap);
-      for (std::int64_t j = begin; j < end; j += kLanes) Vec::store(scores + j, Vec::mul(cap, tanh(Vec::load(scores + j))));
+      for (std::int64_t j = begin; j < end; j += kLanes)
+        Vec::store(scores + j, Vec::mul(cap, tanh(Vec::load(scores + j))));
     }
     Reg most[4] = {Vec::set1(kLowest), Vec::set1(kLowest), Vec::set1(kLowest), Vec::set1(kLowest)};
     if (edge) {
@@ -116,7 +119,8 @@ void soften_rows(const AttendArgs& a, std::int64_t key, std::int64_t keys, std::
         most[chain] = Vec::max(most[chain], kept);
       });
     } else {
-      for_chains(begin, end, [&](std::int64_t j, int chain) { most[chain] = Vec::max(most[chain], Vec::load(scores + j)); });
+      for_chains(begin, end,
+                 [&](std::int64_t j, int chain) { most[chain] = Vec::max(most[chain], Vec::load(scores + j)); });
     }
     s.largest[r] = Vec::largest(Vec::max(Vec::max(most[0], most[1]), Vec::max(most[2], most[3])));
   }
@@ -144,7 +148,8 @@ void soften_rows(const AttendArgs& a, std::int64_t key, std::int64_t keys, std::
 }
 
 // acc = acc (0 at first) + probabilities * values, over the tokens [begin, end) from `key` on; begin a multiple of 32.
-void add_values(const AttendArgs& a, std::int64_t key, std::int64_t begin, std::int64_t end, bool at_first, Scratch& s) {
+void add_values(const AttendArgs& a, std::int64_t key, std::int64_t begin, std::int64_t end, bool at_first,
+                Scratch& s) {
   const std::int64_t v_bytes = a.head_dim * 4;  // a pair of tokens
   const std::int64_t whole = end / 32 * 32;
   if (whole < end) {
@@ -177,7 +182,8 @@ void add_values(const AttendArgs& a, std::int64_t key, std::int64_t begin, std::
       _tile_loadd(3, lower + 16, acc_bytes);
     }
     for (std::int64_t token = begin; token < end; token += 32) {
-      const std::byte* v = token < whole ? a.v + (key + token) / 2 * v_bytes : reinterpret_cast<const std::byte*>(s.tail);
+      const std::byte* v =
+          token < whole ? a.v + (key + token) / 2 * v_bytes : reinterpret_cast<const std::byte*>(s.tail);
       _tile_loadd(4, s.probabilities + token, p_bytes);
       _tile_loadd(5, s.probabilities + kTileRows * kProbabilityStride + token, p_bytes);
       _tile_loadd(6, v + d * 4, v_bytes);
@@ -220,7 +226,8 @@ void attend_amx(const AttendArgs& a) {
     if (r >= a.rows) {
       s.largest[r] = kLowest;
       s.sums[r] = 0;
-      for (std::int64_t j = 0; j < kKeys; j += Vec::kLanes) store_bf16(s.probabilities + r * kProbabilityStride + j, Vec::zero());
+      for (std::int64_t j = 0; j < kKeys; j += Vec::kLanes)
+        store_bf16(s.probabilities + r * kProbabilityStride + j, Vec::zero());
     }
   }
   bool at_first = true;

@@ -44,7 +44,8 @@ void check_f32(const MatrixRef& m, std::string_view op, std::string_view what) {
   }
 }
 
-void check_shape(const MatrixRef& m, std::int64_t rows, std::int64_t columns, std::string_view op, std::string_view what) {
+void check_shape(const MatrixRef& m, std::int64_t rows, std::int64_t columns, std::string_view op,
+                 std::string_view what) {
   check_f32(m, op, what);
   if (m.rows < rows || m.columns != columns) {
     fail("{}: {} is [{}, {}], expected [{}, {}]", op, what, m.rows, m.columns, rows, columns);
@@ -75,11 +76,12 @@ class CpuBackend final : public Backend {
     check_shape(args.y, args.map.rows, table.columns, "embed", "y");
     cpu_stream(stream).parallel([args, ops = ops_](int thread, int threads) {
       const std::size_t bytes = args.table.dtype == DType::f32 ? 4 : 2;
-      for_part(args.map.rows, args.y.columns, thread, threads, [&](std::int64_t row, std::int64_t column, std::int64_t n) {
-        const std::int64_t from = args.map.tokens[row] * args.table.stride + column;
-        ops->embed(static_cast<const std::byte*>(args.table.data) + static_cast<std::size_t>(from) * bytes,
-                   args.table.dtype, args.scale, n, args.y.f32_row(row) + column);
-      });
+      for_part(args.map.rows, args.y.columns, thread, threads,
+               [&](std::int64_t row, std::int64_t column, std::int64_t n) {
+                 const std::int64_t from = args.map.tokens[row] * args.table.stride + column;
+                 ops->embed(static_cast<const std::byte*>(args.table.data) + static_cast<std::size_t>(from) * bytes,
+                            args.table.dtype, args.scale, n, args.y.f32_row(row) + column);
+               });
     });
   }
 
@@ -124,8 +126,10 @@ class CpuBackend final : public Backend {
 
   std::size_t kv_bytes(const KvView& shape) const override {
     check_cache(shape, "the KV cache");
-    if (shape.slots < 0 || shape.capacity < 0) fail("the KV cache has {} slots of {} tokens", shape.slots, shape.capacity);
-    const std::int64_t tokens = round_up(checked_add(shape.capacity, cpu::kKeyBlock, "the KV cache") - cpu::kKeyBlock, cpu::kKeyBlock);
+    if (shape.slots < 0 || shape.capacity < 0)
+      fail("the KV cache has {} slots of {} tokens", shape.slots, shape.capacity);
+    const std::int64_t tokens =
+        round_up(checked_add(shape.capacity, cpu::kKeyBlock, "the KV cache") - cpu::kKeyBlock, cpu::kKeyBlock);
     const std::int64_t plane = checked_mul(tokens, shape.head_dim * cpu::kv_element_bytes(shape.dtype), "the KV cache");
     const std::int64_t planes = checked_mul(shape.slots, shape.kv_heads, "the KV cache");
     return static_cast<std::size_t>(checked_mul(plane, planes, "the KV cache")) + cpu::kKvSlack;
@@ -135,7 +139,8 @@ class CpuBackend final : public Backend {
     check_cache(args.cache, "kv_store");
     check_shape(args.k, args.map.rows, args.cache.kv_heads * args.cache.head_dim, "kv_store", "k");
     check_shape(args.v, args.map.rows, args.cache.kv_heads * args.cache.head_dim, "kv_store", "v");
-    cpu_stream(stream).parallel([args, ops = ops_](int thread, int threads) { kv_store_task(args, *ops, thread, threads); });
+    cpu_stream(stream).parallel(
+        [args, ops = ops_](int thread, int threads) { kv_store_task(args, *ops, thread, threads); });
   }
 
   std::size_t attention_workspace(std::int64_t rows, std::int64_t heads, const KvView& cache) const override {
@@ -180,7 +185,8 @@ class CpuBackend final : public Backend {
     check_shape(y, y.rows, x.columns, "gather_rows", "y");
     cpu_stream(stream).parallel([=](int thread, int threads) {
       for_part(y.rows, y.columns, thread, threads, [&](std::int64_t row, std::int64_t column, std::int64_t n) {
-        std::memcpy(y.f32_row(row) + column, x.f32_row(indices[row]) + column, static_cast<std::size_t>(n) * sizeof(float));
+        std::memcpy(y.f32_row(row) + column, x.f32_row(indices[row]) + column,
+                    static_cast<std::size_t>(n) * sizeof(float));
       });
     });
   }
@@ -235,8 +241,10 @@ class CpuBackend final : public Backend {
       for (std::int64_t head = first_head; head < last_head; ++head) {
         const std::int64_t plane = cpu::kv_plane_offset(cache, slot, head);
         const std::int64_t column = head * cache.head_dim;
-        ops.store_k(cache.dtype, args.k.f32_row(row) + column, args.k.stride, tokens, cache.head_dim, cache.k + plane, token);
-        ops.store_v(cache.dtype, args.v.f32_row(row) + column, args.v.stride, tokens, cache.head_dim, cache.v + plane, token);
+        ops.store_k(cache.dtype, args.k.f32_row(row) + column, args.k.stride, tokens, cache.head_dim, cache.k + plane,
+                    token);
+        ops.store_v(cache.dtype, args.v.f32_row(row) + column, args.v.stride, tokens, cache.head_dim, cache.v + plane,
+                    token);
       }
       row += tokens;
     }

@@ -11,8 +11,8 @@
 
 namespace nibble::cpu {
 
-/// Rows of queries that one call of attend() takes at most: two AMX tiles, and small enough that queries, scores and sums
-/// of head_dim 64 stay in a 32 KiB L1 cache beside the keys that stream through.
+/// Rows of queries that one call of attend() takes at most: two AMX tiles, and small enough that queries, scores and
+/// sums of head_dim 64 stay in a 32 KiB L1 cache beside the keys that stream through.
 inline constexpr int kMaxQueryRows = 32;
 
 /// Keys that attend() takes at a time; its key_begin is a multiple of it.
@@ -25,21 +25,21 @@ inline constexpr std::int64_t kMaxHeadDim = 256;
 /// The result is unnormalised: acc = sum_j 2^(s_j - max) v_j, sum = sum_j 2^(s_j - max), with the scores s in base 2:
 /// y = acc / sum. acc, max and sum are replaced.
 struct AttendArgs {
-  const void* q = nullptr;           // [rows, head_dim] as prepare_q left them
-  int rows = 0;                      // 1 .. kMaxQueryRows
+  const void* q = nullptr;  // [rows, head_dim] as prepare_q left them
+  int rows = 0;             // 1 .. kMaxQueryRows
   std::int64_t head_dim = 0;
-  const std::byte* k = nullptr;      // the planes of the (slot, kv head)
+  const std::byte* k = nullptr;  // the planes of the (slot, kv head)
   const std::byte* v = nullptr;
-  std::int64_t key_begin = 0;        // a multiple of kKeyTile
-  std::int64_t key_end = 0;          // no row sees a key from here on
-  std::int64_t position = 0;         // of row 0
-  std::int64_t position_step = 0;    // of the next row: 1 for rows of a sequence, 0 for heads
-  std::int64_t window = 0;           // > 0: keys at or before position - window are not seen
-  float cap = 0;                     // > 0: s = cap * tanh(q . k); 0: s = q . k
-  float* acc = nullptr;              // [kMaxQueryRows, acc_stride], 64-byte aligned
-  std::int64_t acc_stride = 0;       // a multiple of 16
-  float* max = nullptr;              // [kMaxQueryRows]
-  float* sum = nullptr;              // [kMaxQueryRows]
+  std::int64_t key_begin = 0;      // a multiple of kKeyTile
+  std::int64_t key_end = 0;        // no row sees a key from here on
+  std::int64_t position = 0;       // of row 0
+  std::int64_t position_step = 0;  // of the next row: 1 for rows of a sequence, 0 for heads
+  std::int64_t window = 0;         // > 0: keys at or before position - window are not seen
+  float cap = 0;                   // > 0: s = cap * tanh(q . k); 0: s = q . k
+  float* acc = nullptr;            // [kMaxQueryRows, acc_stride], 64-byte aligned
+  std::int64_t acc_stride = 0;     // a multiple of 16
+  float* max = nullptr;            // [kMaxQueryRows]
+  float* sum = nullptr;            // [kMaxQueryRows]
 };
 
 /// Attention over one element type of the cache.

@@ -96,8 +96,8 @@ void store_element(DType dtype, std::byte* plane, std::int64_t index, float valu
   }
 }
 
-void store_k(DType dtype, const float* k, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim, std::byte* plane,
-             std::int64_t token) {
+void store_k(DType dtype, const float* k, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim,
+             std::byte* plane, std::int64_t token) {
   for (std::int64_t t = 0; t < tokens; ++t) {
     for (std::int64_t d = 0; d < head_dim; ++d) {
       store_element(dtype, plane, k_index(dtype == DType::bf16, head_dim, token + t, d), k[t * stride + d]);
@@ -105,8 +105,8 @@ void store_k(DType dtype, const float* k, std::int64_t stride, std::int64_t toke
   }
 }
 
-void store_v(DType dtype, const float* v, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim, std::byte* plane,
-             std::int64_t token) {
+void store_v(DType dtype, const float* v, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim,
+             std::byte* plane, std::int64_t token) {
   for (std::int64_t t = 0; t < tokens; ++t) {
     for (std::int64_t d = 0; d < head_dim; ++d) {
       store_element(dtype, plane, v_index(dtype == DType::bf16, head_dim, token + t, d), v[t * stride + d]);

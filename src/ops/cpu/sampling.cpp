@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace nibble::cpu {
@@ -24,22 +25,25 @@ std::pair<std::int64_t, std::int64_t> segment(std::int64_t vocab, std::int64_t i
   return split_range(vocab, 16, static_cast<int>(index), static_cast<int>(kSegments));
 }
 
-// Unsigned numbers in the order of the floats; NaN is below all.
+// Unsigned numbers in the order of the floats, of which none is NaN and none -0.
 std::uint32_t ordered(float x) {
-  if (std::isnan(x)) return 0;
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x == 0 ? 0.0f : x);
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
+float from_ordered(std::uint32_t key) {
+  return std::bit_cast<float>((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
+}
 
-// Finds where a running total over the values in falling order, of weight(x) for each x, first reaches `target`: the key
-// of the value there, and the total of all above it. Looks at 11, 11, then 10 bits of the key, a pass over the row each:
-// no sorting, no memory but the bins. When the total never gets there, the key is that of the smallest.
+// Where a running total over values in falling order first reaches a target, and the total of all above that value.
 struct Crossing {
-  std::uint32_t key = 0;
+  float value = 0;
   double above = 0;
 };
+
+// The total is of weight(x) for each x. Looks at 11, 11, then 10 bits of the ordered value, a pass each: no sorting, no
+// memory but the bins. When the total never gets there, the crossing is at the smallest value.
 template <typename Weight>
-Crossing find_crossing(const float* x, std::int64_t n, double target, const Weight& weight) {
+Crossing crossing_of_all(const float* x, std::int64_t n, double target, const Weight& weight) {
   constexpr std::array kShifts = {21, 10, 0};
   constexpr std::array kBits = {11, 11, 10};
   Crossing found;
@@ -67,31 +71,55 @@ Crossing find_crossing(const float* x, std::int64_t n, double target, const Weig
       }
       found.above += bins[bin];
     }
-    // Rounding may leave the total just short of the target: then the crossing is at the smallest value.
     if (!crossed) found.above -= bins[lowest];
     fixed |= lowest << shift;
   }
-  found.key = fixed;
+  found.value = from_ordered(fixed);
   return found;
 }
 
-void keep_top_k(float* x, std::int64_t n, std::int32_t k) {
-  const Crossing kth = find_crossing(x, n, k, [](float) { return 1.0; });
-  // Ties with the k-th largest stay, as in transformers.
+// The same where the crossing is known to be at `bound` or above: mostly few values are, and only those are looked at.
+template <typename Weight>
+Crossing crossing(const float* x, std::int64_t n, float bound, double target, const Weight& weight) {
+  std::array<float, 4096> some;
+  std::size_t count = 0;
   for (std::int64_t i = 0; i < n; ++i) {
-    if (ordered(x[i]) < kth.key) x[i] = -std::numeric_limits<float>::infinity();
+    if (x[i] < bound) continue;
+    if (count == some.size()) return crossing_of_all(x, n, target, weight);
+    some[count++] = x[i];
   }
+  return crossing_of_all(some.data(), static_cast<std::int64_t>(count), target, weight);
+}
+
+// best: the largest of each segment.
+void keep_top_k(float* x, std::int64_t n, std::int32_t k, const Best* best) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  for (std::int64_t i = 0; i < n; ++i) x[i] = std::isnan(x[i]) ? kNone : x[i] + 0.0f;  // and -0 becomes 0
+  float bound = kNone;
+  if (k <= kSegments) {
+    // k segments whose largest is the k-th largest of them or more hold k such values.
+    std::array<float, kSegments> largest;
+    for (std::int64_t s = 0; s < kSegments; ++s) largest[s] = best[s].index < 0 ? kNone : best[s].value;
+    std::nth_element(largest.begin(), largest.begin() + (k - 1), largest.end(), std::greater<>());
+    bound = largest[k - 1];
+  }
+  const float kth = crossing(x, n, bound, k, [](float) { return 1.0; }).value;
+  // Ties with the k-th largest stay, as in transformers.
+  for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] < kth ? kNone : x[i];
 }
 
 // Keeps the smallest set of largest weights whose sum reaches top_p of the total; of equal weights the first.
-void keep_top_p(float* x, std::int64_t n, double target) {
-  const Crossing at = find_crossing(x, n, target, [](float w) { return static_cast<double>(w); });
+void keep_top_p(float* x, std::int64_t n, double top_p, double total) {
+  const double target = top_p * total;
+  // All weights below this together are less than what may be left out.
+  const auto bound = static_cast<float>((1 - top_p) * total / static_cast<double>(n) * 0.5);
+  const Crossing at = crossing(x, n, bound, target, [](float w) { return static_cast<double>(w); });
   double sum = at.above;
   bool any = at.above > 0;
+  for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] < at.value ? 0 : x[i];
   for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t key = ordered(x[i]);
-    if (key > at.key) continue;
-    if (key == at.key && (sum < target || !any)) {
+    if (x[i] != at.value) continue;
+    if (sum < target || !any) {
       sum += x[i];
       any = true;
     } else {
@@ -100,25 +128,33 @@ void keep_top_p(float* x, std::int64_t n, double target) {
   }
 }
 
-// Turns the logits of one row into weights and draws one.
-std::int32_t draw(float* x, std::int64_t n, const SampleParams& params, std::int64_t position, const Best& best,
-                  const OpTable& ops) {
-  if (params.top_k > 0 && params.top_k < n) keep_top_k(x, n, params.top_k);
-  double total = ops.exp_weights(x, n, best.value, 1 / params.temperature);
-  if (params.top_p < 1) keep_top_p(x, n, static_cast<double>(params.top_p) * total);
+// The sum of the weights, four chains so that an addition need not wait for the one before; those below `least` become
+// 0.
+double sum_weights(float* x, std::int64_t n, float least) {
+  std::array<double, 4> sums{};
+  for (std::int64_t i = 0; i < n; ++i) {
+    x[i] = x[i] < least ? 0 : x[i];
+    sums[i % 4] += x[i];
+  }
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Turns the logits of one row into weights and draws one. best: the largest of each segment; top: of all.
+std::int32_t draw(float* x, std::int64_t n, const SampleParams& params, std::int64_t position, const Best* best,
+                  const Best& top, const OpTable& ops) {
+  if (params.top_k > 0 && params.top_k < n) keep_top_k(x, n, params.top_k, best);
+  const double all = ops.exp_weights(x, n, top.value, 1 / params.temperature);
+  if (params.top_p < 1) keep_top_p(x, n, params.top_p, all);
   // The largest weight is 1, so that a probability below min_p of the largest one is a weight below min_p.
   std::array<double, kSegments> sums{};
-  total = 0;
+  double total = 0;
   for (std::int64_t s = 0; s < kSegments; ++s) {
     const auto [begin, end] = segment(n, s);
-    for (std::int64_t i = begin; i < end; ++i) {
-      if (x[i] < params.min_p) x[i] = 0;
-      sums[s] += x[i];
-    }
+    sums[s] = sum_weights(x + begin, end - begin, params.min_p);
     total += sums[s];
   }
   double rest = sample_uniform(params.seed, position) * total;
-  std::int32_t last = best.index;
+  std::int32_t last = top.index;
   for (std::int64_t s = 0; s < kSegments; ++s) {
     if (rest >= sums[s]) {
       rest -= sums[s];
@@ -148,9 +184,7 @@ double sample_uniform(std::uint64_t seed, std::int64_t position) {
   return static_cast<double>(mix(mix(static_cast<std::uint64_t>(position)) ^ seed) >> 11) * 0x1p-53;
 }
 
-std::size_t sample_workspace(std::int64_t rows) {
-  return static_cast<std::size_t>(rows) * kSegments * sizeof(Best);
-}
+std::size_t sample_workspace(std::int64_t rows) { return static_cast<std::size_t>(rows) * kSegments * sizeof(Best); }
 
 void sample_task(const SampleArgs& args, const OpTable& ops, int thread, int threads) {
   auto* best = reinterpret_cast<Best*>(args.workspace);
@@ -183,7 +217,8 @@ void sample_task(const SampleArgs& args, const OpTable& ops, int thread, int thr
     const SampleParams& params = args.params[row];
     const bool certain = params.temperature <= 0 || !std::isfinite(top.value);
     args.next[row] =
-        certain ? top.index : draw(args.logits.f32_row(row), vocab, params, args.positions[row], top, ops);
+        certain ? top.index
+                : draw(args.logits.f32_row(row), vocab, params, args.positions[row], best + row * kSegments, top, ops);
   }
 }
 

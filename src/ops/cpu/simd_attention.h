@@ -1,9 +1,9 @@
-// Attention's inner loops over the registers of simd_avx2.h or simd_avx512.h, with simd_math.h included before. A template
-// over how elements of the cache are multiplied (see Floats below); everything is in an unnamed namespace.
+// Attention's inner loops over the registers of simd_avx2.h or simd_avx512.h, with simd_math.h included before. A
+// template over how elements of the cache are multiplied (see Floats below); everything is in an unnamed namespace.
 //
-// Four rows of queries meet a tile of 64 keys at a time: their scores and probabilities (1 KiB) stay in L1, and each element
-// of the cache that is loaded serves four multiplications. Rows are the queries of a prompt, or the heads of a group at
-// decode. head_dim is a multiple of 8.
+// Four rows of queries meet a tile of 64 keys at a time: their scores and probabilities (1 KiB) stay in L1, and each
+// element of the cache that is loaded serves four multiplications. Rows are the queries of a prompt, or the heads of a
+// group at decode. head_dim is a multiple of 8.
 #pragma once
 
 #include "ops/cpu/op_table.h"
@@ -23,7 +23,9 @@ struct Floats {
   static Reg multiply(const float* a, Reg b, Reg sum) { return Vec::fma(Vec::set1(*a), b, sum); }
   static void store_probabilities(float* row, std::int64_t key, Reg p) { Vec::store(row + key, p); }
   static void prepare(const float* q, std::int64_t n, Reg factor, float* out) {
-    for_registers(n, [&](std::int64_t d, std::int64_t lanes) { store_some(out + d, lanes, Vec::mul(load_some(q + d, lanes), factor)); });
+    for_registers(n, [&](std::int64_t d, std::int64_t lanes) {
+      store_some(out + d, lanes, Vec::mul(load_some(q + d, lanes), factor));
+    });
   }
 };
 
@@ -36,12 +38,14 @@ struct Halves : Floats {
 // registers, b_step bytes apart, its registers b_next bytes apart. scale: one a row, null for c = a b.
 // half_word: one more row of b follows of which only the first element of each pair counts.
 template <typename P, int M, int N>
-inline void multiply_block(const float* a, std::int64_t a_stride, const std::byte* b, std::int64_t b_step, std::int64_t b_next,
-                           std::int64_t words, bool half_word, const float* scale, float* c, std::int64_t c_stride) {
+inline void multiply_block(const float* a, std::int64_t a_stride, const std::byte* b, std::int64_t b_step,
+                           std::int64_t b_next, std::int64_t words, bool half_word, const float* scale, float* c,
+                           std::int64_t c_stride) {
   Reg sum[M][N];
   for (int m = 0; m < M; ++m) {
     for (int n = 0; n < N; ++n) {
-      sum[m][n] = scale == nullptr ? Vec::zero() : Vec::mul(Vec::load(c + m * c_stride + n * Vec::kLanes), Vec::set1(scale[m]));
+      sum[m][n] =
+          scale == nullptr ? Vec::zero() : Vec::mul(Vec::load(c + m * c_stride + n * Vec::kLanes), Vec::set1(scale[m]));
     }
   }
   for (std::int64_t w = 0; w < words; ++w) {
@@ -56,7 +60,8 @@ inline void multiply_block(const float* a, std::int64_t a_stride, const std::byt
     if (half_word) {
       for (int m = 0; m < M; ++m) {
         const float* word = a + m * a_stride + words * P::kFloatsAWord;
-        for (int n = 0; n < N; ++n) sum[m][n] = P::multiply(word, P::load_first(b + words * b_step + n * b_next), sum[m][n]);
+        for (int n = 0; n < N; ++n)
+          sum[m][n] = P::multiply(word, P::load_first(b + words * b_step + n * b_next), sum[m][n]);
       }
     }
   }
@@ -70,21 +75,24 @@ constexpr int kSide = Vec::kLanes == 16 ? 4 : 2;
 
 // The sum over any number of registers side by side.
 template <typename P, int M>
-inline void multiply_rows(const float* a, std::int64_t a_stride, const std::byte* b, std::int64_t b_step, std::int64_t b_next,
-                          std::int64_t words, bool half_word, const float* scale, float* c, std::int64_t c_stride,
-                          std::int64_t registers) {
+inline void multiply_rows(const float* a, std::int64_t a_stride, const std::byte* b, std::int64_t b_step,
+                          std::int64_t b_next, std::int64_t words, bool half_word, const float* scale, float* c,
+                          std::int64_t c_stride, std::int64_t registers) {
   std::int64_t n = 0;
   for (; n + kSide <= registers; n += kSide) {
-    multiply_block<P, M, kSide>(a, a_stride, b + n * b_next, b_step, b_next, words, half_word, scale, c + n * Vec::kLanes, c_stride);
+    multiply_block<P, M, kSide>(a, a_stride, b + n * b_next, b_step, b_next, words, half_word, scale,
+                                c + n * Vec::kLanes, c_stride);
   }
   if constexpr (kSide == 4) {
     if (n + 2 <= registers) {
-      multiply_block<P, M, 2>(a, a_stride, b + n * b_next, b_step, b_next, words, half_word, scale, c + n * Vec::kLanes, c_stride);
+      multiply_block<P, M, 2>(a, a_stride, b + n * b_next, b_step, b_next, words, half_word, scale, c + n * Vec::kLanes,
+                              c_stride);
       n += 2;
     }
   }
   if (n < registers) {
-    multiply_block<P, M, 1>(a, a_stride, b + n * b_next, b_step, b_next, words, half_word, scale, c + n * Vec::kLanes, c_stride);
+    multiply_block<P, M, 1>(a, a_stride, b + n * b_next, b_step, b_next, words, half_word, scale, c + n * Vec::kLanes,
+                            c_stride);
   }
 }
 
@@ -99,12 +107,12 @@ inline void score(const AttendArgs& a, const float* q, std::int64_t q_stride, st
   const std::int64_t end = (last + kBlock - 1) / kBlock;
   const std::byte* k = a.k + (key / kBlock + begin) * block_bytes;
   if constexpr (Vec::kLanes == kBlock) {
-    multiply_rows<P, M>(q, q_stride, k, kBlock * P::kWordBytes, block_bytes, words, false, nullptr, scores + begin * kBlock,
-                        kKeyTile, end - begin);
+    multiply_rows<P, M>(q, q_stride, k, kBlock * P::kWordBytes, block_bytes, words, false, nullptr,
+                        scores + begin * kBlock, kKeyTile, end - begin);
   } else {
     for (std::int64_t i = begin; i < end; ++i, k += block_bytes) {
-      multiply_block<P, M, 2>(q, q_stride, k, kBlock * P::kWordBytes, Vec::kLanes * P::kWordBytes, words, false, nullptr,
-                              scores + i * kBlock, kKeyTile);
+      multiply_block<P, M, 2>(q, q_stride, k, kBlock * P::kWordBytes, Vec::kLanes * P::kWordBytes, words, false,
+                              nullptr, scores + i * kBlock, kKeyTile);
     }
   }
 }
@@ -125,16 +133,17 @@ inline Seen seen_by(const AttendArgs& a, std::int64_t row, std::int64_t key, std
 // Below all scores, but finite: the difference of two of them is 0 and not NaN.
 constexpr float kLowest = -3e38f;
 
-// One row's scores of keys [begin, end), whole registers, into probabilities, 0 for those that it does not see; its max and
-// sum brought up to date; returns the factor of what was summed before. edge: whether any is unseen. The loops are as long
-// for all rows of a block, which spares the processor wrong guesses.
+// One row's scores of keys [begin, end), whole registers, into probabilities, 0 for those that it does not see; its max
+// and sum brought up to date; returns the factor of what was summed before. edge: whether any is unseen. The loops are
+// as long for all rows of a block, which spares the processor wrong guesses.
 template <typename P>
-inline float soften(const AttendArgs& a, const Seen& seen, std::int64_t begin, std::int64_t end, bool edge, float* scores,
-                    float* probabilities, float* max, float* sum) {
+inline float soften(const AttendArgs& a, const Seen& seen, std::int64_t begin, std::int64_t end, bool edge,
+                    float* scores, float* probabilities, float* max, float* sum) {
   constexpr std::int64_t kLanes = Vec::kLanes;
   if (a.cap > 0) {
     const Reg cap = Vec::set1(a.cap);
-    for (std::int64_t j = begin; j < end; j += kLanes) Vec::store(scores + j, Vec::mul(cap, tanh(Vec::load(scores + j))));
+    for (std::int64_t j = begin; j < end; j += kLanes)
+      Vec::store(scores + j, Vec::mul(cap, tanh(Vec::load(scores + j))));
   }
   if (edge) {
     for (std::int64_t j = begin; j < end; j += kLanes) {
@@ -185,7 +194,8 @@ inline void attend_rows(const AttendArgs& a, std::int64_t row, std::int64_t key,
   bool edge = false;
   for (int m = 0; m < M; ++m) edge = edge || seen[m].first > begin || seen[m].last < end;
   for (int m = 0; m < M; ++m) {
-    factors[m] = soften<P>(a, seen[m], begin, end, edge, scores + m * kKeyTile, probabilities + m * kRow, a.max + row + m, a.sum + row + m);
+    factors[m] = soften<P>(a, seen[m], begin, end, edge, scores + m * kKeyTile, probabilities + m * kRow,
+                           a.max + row + m, a.sum + row + m);
   }
   // From a whole register's first key on, of which the unseen have probability 0, to the last seen and not beyond: what
   // lies there has perhaps never been stored, and 0 * NaN is NaN.
@@ -195,8 +205,8 @@ inline void attend_rows(const AttendArgs& a, std::int64_t row, std::int64_t key,
   const bool half_word = P::kElementsAWord == 2 && any.last % 2 == 1;
   const std::int64_t step = a.head_dim * P::kWordBytes;
   multiply_rows<P, M>(probabilities + first / P::kElementsAWord * P::kFloatsAWord, kRow,
-                      a.v + (key + first) / P::kElementsAWord * step, step, kLanes * P::kWordBytes, words, half_word, factors,
-                      a.acc + row * a.acc_stride, a.acc_stride, (a.head_dim + kLanes - 1) / kLanes);
+                      a.v + (key + first) / P::kElementsAWord * step, step, kLanes * P::kWordBytes, words, half_word,
+                      factors, a.acc + row * a.acc_stride, a.acc_stride, (a.head_dim + kLanes - 1) / kLanes);
 }
 
 inline void clear(const AttendArgs& a) {
@@ -215,10 +225,17 @@ void attend(const AttendArgs& a) {
     int row = 0;
     for (; row + 4 <= a.rows; row += 4) attend_rows<P, 4>(a, row, key, keys);
     switch (a.rows - row) {
-      case 3: attend_rows<P, 3>(a, row, key, keys); break;
-      case 2: attend_rows<P, 2>(a, row, key, keys); break;
-      case 1: attend_rows<P, 1>(a, row, key, keys); break;
-      default: break;
+      case 3:
+        attend_rows<P, 3>(a, row, key, keys);
+        break;
+      case 2:
+        attend_rows<P, 2>(a, row, key, keys);
+        break;
+      case 1:
+        attend_rows<P, 1>(a, row, key, keys);
+        break;
+      default:
+        break;
     }
   }
 }

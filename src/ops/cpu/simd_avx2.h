@@ -1,5 +1,6 @@
-// Eight floats of AVX2, as simd_math.h, simd_ops.h and simd_attention.h want them. Only for units compiled for AVX2 with FMA and F16C:
-// everything is in an unnamed namespace, so that none of it is merged with code for other processors.
+// Eight floats of AVX2, as simd_math.h, simd_ops.h and simd_attention.h want them. Only for units compiled for AVX2
+// with FMA and F16C: everything is in an unnamed namespace, so that none of it is merged with code for other
+// processors.
 #pragma once
 
 #include <immintrin.h>
@@ -52,7 +53,9 @@ struct Vec {
     return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(bits)), keep);
   }
 
-  static Reg from_half(const std::uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Reg from_half(const std::uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static void to_half(std::uint16_t* p, Reg x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
@@ -71,23 +74,28 @@ struct Vec {
   }
   // x where first <= j + lane < last, -infinity elsewhere.
   static Reg keep_range(Reg x, std::int64_t j, std::int64_t first_kept, std::int64_t last_kept) {
-    const __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(static_cast<int>(j)));
+    const __m256i lane =
+        _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(static_cast<int>(j)));
     const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(first_kept)), lane);
     const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(last_kept)), lane);
     return _mm256_blendv_ps(set1(-__builtin_inff()), x, _mm256_castsi256_ps(_mm256_andnot_si256(below, inside)));
   }
   // Eight words of two bf16: low from a, high from b.
   static void store_bf16_pairs(std::uint16_t* p, Reg a, Reg b) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_or_si256(bf16_words(a), _mm256_slli_epi32(bf16_words(b), 16)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm256_or_si256(bf16_words(a), _mm256_slli_epi32(bf16_words(b), 16)));
   }
-  static void store_bf16_words(std::uint32_t* p, Reg a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bf16_words(a)); }
+  static void store_bf16_words(std::uint32_t* p, Reg a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bf16_words(a));
+  }
   // The first or second elements of eight words of two bf16, as floats; the words with their second elements 0.
   static Reg even_bf16(Reg x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 16)); }
   static Reg odd_bf16(Reg x) { return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(-65536))); }
   static Reg first_of_pairs(Reg x) { return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff))); }
   // p[0], p[stride], p[2 * stride], ...
   static Reg gather(const float* p, std::int64_t stride) {
-    const __m256i index = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(static_cast<int>(stride)));
+    const __m256i index =
+        _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(static_cast<int>(stride)));
     return _mm256_i32gather_ps(p, index, 4);
   }
 
@@ -102,7 +110,9 @@ struct Vec {
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
   // A bit for each lane that equals y.
-  static unsigned equal(Reg x, Reg y) { return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_EQ_OQ))); }
+  static unsigned equal(Reg x, Reg y) {
+    return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_EQ_OQ)));
+  }
 
   // A sum in double, in a fixed order.
   struct DoubleSum {

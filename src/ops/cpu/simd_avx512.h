@@ -1,5 +1,5 @@
-// Sixteen floats of AVX-512 (F, BW, VL, DQ), as simd_math.h, simd_ops.h and simd_attention.h want them. Only for units compiled for it:
-// everything is in an unnamed namespace, so that none of it is merged with code for other processors.
+// Sixteen floats of AVX-512 (F, BW, VL, DQ), as simd_math.h, simd_ops.h and simd_attention.h want them. Only for units
+// compiled for it: everything is in an unnamed namespace, so that none of it is merged with code for other processors.
 #pragma once
 
 #include <immintrin.h>
@@ -46,7 +46,9 @@ struct Vec {
   // p * 2^floor(x).
   static Reg scale(Reg p, Reg /*whole*/, Reg x) { return _mm512_scalef_ps(p, x); }
 
-  static Reg from_half(const std::uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Reg from_half(const std::uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static void to_half(std::uint16_t* p, Reg x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }

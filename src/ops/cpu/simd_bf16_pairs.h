@@ -1,5 +1,5 @@
-// A bf16 cache on processors without bf16 products: each word is split into two registers of floats, which are exact, and
-// multiplied in float by q and probabilities that keep their precision. For simd_attention.h, included before.
+// A bf16 cache on processors without bf16 products: each word is split into two registers of floats, which are exact,
+// and multiplied in float by q and probabilities that keep their precision. For simd_attention.h, included before.
 #pragma once
 
 namespace nibble::cpu {

@@ -1,5 +1,5 @@
-// Functions over the registers of simd_avx2.h or simd_avx512.h, one of which is included before. Everything is in an unnamed
-// namespace and calls nothing of the standard library: each unit has its own copy, compiled for its processor.
+// Functions over the registers of simd_avx2.h or simd_avx512.h, one of which is included before. Everything is in an
+// unnamed namespace and calls nothing of the standard library: each unit has its own copy, compiled for its processor.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@ namespace {
 using Reg = Vec::Reg;
 constexpr float kLog2E = 1.44269504f;
 
-// 2^x by x = floor + fraction and a polynomial on [0, 1), minimax in the relative error with 2^0 = 1 exactly (found by the
-// Remez exchange): 8.3e-8, below 2.1e-7 with the rounding of the sum. 0 for x below -126 or so, NaN for NaN.
+// 2^x by x = floor + fraction and a polynomial on [0, 1), minimax in the relative error with 2^0 = 1 exactly (found by
+// the Remez exchange): 8.3e-8, below 2.1e-7 with the rounding of the sum. 0 for x below -126 or so, NaN for NaN.
 inline Reg exp2(Reg x) {
   const Vec::Split s = Vec::split_clamped(x);
   Reg p = Vec::fma(Vec::set1(0.001867130072f), s.fraction, Vec::set1(0.009017030316f));
@@ -43,9 +43,7 @@ inline Reg sigmoid2(Reg x) {
 inline Reg times_sigmoid2(Reg x, Reg z) { return Vec::mul(Vec::max(Vec::set1(-1e4f), x), sigmoid2(z)); }
 
 // tanh(x) = 2 / (1 + e^-2x) - 1, to 1e-7 absolute.
-inline Reg tanh(Reg x) {
-  return Vec::fma(Vec::set1(2), sigmoid2(Vec::mul(x, Vec::set1(2 * kLog2E))), Vec::set1(-1));
-}
+inline Reg tanh(Reg x) { return Vec::fma(Vec::set1(2), sigmoid2(Vec::mul(x, Vec::set1(2 * kLog2E))), Vec::set1(-1)); }
 
 // Calls body(offset, lanes) for each register of n elements; the last may be partial.
 template <typename Body>

@@ -1,5 +1,5 @@
-// The functions of an OpTable, but for attention, over the registers of simd_avx2.h or simd_avx512.h, one of which is included
-// before, with simd_math.h. Everything is in an unnamed namespace, as there.
+// The functions of an OpTable, but for attention, over the registers of simd_avx2.h or simd_avx512.h, one of which is
+// included before, with simd_math.h. Everything is in an unnamed namespace, as there.
 #pragma once
 
 #include "ops/cpu/op_table.h"
@@ -14,7 +14,9 @@ void embed(const void* row, DType dtype, float scale, std::int64_t n, float* y) 
   const Reg factor = Vec::set1(scale);
   if (dtype == DType::f32) {
     const float* x = static_cast<const float*>(row);
-    for_registers(n, [&](std::int64_t i, std::int64_t lanes) { store_some(y + i, lanes, Vec::mul(load_some(x + i, lanes), factor)); });
+    for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+      store_some(y + i, lanes, Vec::mul(load_some(x + i, lanes), factor));
+    });
     return;
   }
   const std::uint16_t* x = static_cast<const std::uint16_t*>(row);
@@ -61,8 +63,9 @@ void rms_norm(const float* x, const float* weight, float eps, std::int64_t n, fl
 }
 
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, std::int64_t n, float* y) {
-  const float mean = sum_of(n, [x](Reg sum, std::int64_t i, std::int64_t lanes) { return Vec::add(sum, load_some(x + i, lanes)); }) /
-                     static_cast<float>(n);
+  const float mean =
+      sum_of(n, [x](Reg sum, std::int64_t i, std::int64_t lanes) { return Vec::add(sum, load_some(x + i, lanes)); }) /
+      static_cast<float>(n);
   const Reg center = Vec::set1(mean);
   const float squares = sum_of(n, [x, center](Reg sum, std::int64_t i, std::int64_t lanes) {
     Reg v = Vec::sub(load_some(x + i, lanes), center);
@@ -105,8 +108,8 @@ void rotate(float* head, const float* cosines, const float* sines, std::int64_t 
 
 inline Reg silu(Reg x) { return times_sigmoid2(x, Vec::mul(x, Vec::set1(kLog2E))); }
 
-// x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), with erfc by formula 7.1.26 of Abramowitz and Stegun's Handbook of
-// Mathematical Functions: absolute error of erfc 1.5e-7, and no cancellation for negative x.
+// x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), with erfc by formula 7.1.26 of Abramowitz and Stegun's
+// Handbook of Mathematical Functions: absolute error of erfc 1.5e-7, and no cancellation for negative x.
 inline Reg gelu(Reg x) {
   const Reg magnitude = Vec::abs(x);
   const Reg z = Vec::mul(magnitude, Vec::set1(0.707106781f));
@@ -216,8 +219,8 @@ void store_k_row(DType dtype, const float* k, std::int64_t head_dim, std::byte* 
   for (std::int64_t d = 0; d < head_dim; d += 2) to[d / 2 * kBlock] = words[d] | (words[d + 1] << 16);
 }
 
-void store_k(DType dtype, const float* k, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim, std::byte* plane,
-             std::int64_t token) {
+void store_k(DType dtype, const float* k, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim,
+             std::byte* plane, std::int64_t token) {
   constexpr std::int64_t kBlock = 16;
   if (tokens != kBlock || token % kBlock != 0) {
     for (std::int64_t t = 0; t < tokens; ++t) store_k_row(dtype, k + t * stride, head_dim, plane, token + t);
@@ -241,13 +244,14 @@ void store_k(DType dtype, const float* k, std::int64_t stride, std::int64_t toke
   }
 }
 
-void store_v(DType dtype, const float* v, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim, std::byte* plane,
-             std::int64_t token) {
+void store_v(DType dtype, const float* v, std::int64_t stride, std::int64_t tokens, std::int64_t head_dim,
+             std::byte* plane, std::int64_t token) {
   for (std::int64_t t = 0; t < tokens; ++t) {
     const float* from = v + t * stride;
     if (dtype == DType::f32) {
       float* to = reinterpret_cast<float*>(plane) + (token + t) * head_dim;
-      for_registers(head_dim, [&](std::int64_t d, std::int64_t lanes) { store_some(to + d, lanes, load_some(from + d, lanes)); });
+      for_registers(head_dim,
+                    [&](std::int64_t d, std::int64_t lanes) { store_some(to + d, lanes, load_some(from + d, lanes)); });
       continue;
     }
     if (dtype == DType::f16) {
@@ -295,7 +299,9 @@ void merge(float* acc, float* max, float* sum, const float* acc2, float max2, fl
 
 void finish(const float* acc, float sum, std::int64_t n, float* y) {
   const Reg factor = Vec::set1(1 / sum);
-  for_registers(n, [&](std::int64_t i, std::int64_t lanes) { store_some(y + i, lanes, Vec::mul(load_some(acc + i, lanes), factor)); });
+  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+    store_some(y + i, lanes, Vec::mul(load_some(acc + i, lanes), factor));
+  });
 }
 
 }  // namespace
