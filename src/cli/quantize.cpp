@@ -62,7 +62,7 @@ int run(Arguments arguments) {
 const CommandRegistration registration({"quantize", "quantise a checkpoint with GPTQ", [](CLI::App& app) {
   auto a = std::make_shared<Arguments>();
   GptqOptions& gptq = a->options.gptq;
-  app.add_option("model", a->model, "a model folder, or a hub id in the Hugging Face cache")->required();
+  app.add_option("--model,model", a->model, "a model folder, or a hub id in the Hugging Face cache")->required();
   app.add_option("out", a->out, "the folder to make")->required();
   app.add_option("--revision", a->revision, "branch, tag or commit of a hub id (default main)");
   app.add_option("--dataset", a->dataset, "a UTF-8 text file to calibrate with");
