@@ -51,6 +51,7 @@ Functions functions() {
   f.scale_bf16 = pick<ScaleBf16>({{Isa::avx512bf16, scale_bf16_avx512bf16}});
   f.gated_sigmoid =
       pick<GatedSigmoid>({{Isa::scalar, gated_sigmoid_scalar}, {Isa::avx2, gated_sigmoid_avx2}, {Isa::avx512, gated_sigmoid_avx512}});
+  f.finish = pick<FinishRows>({{Isa::scalar, finish_scalar}, {Isa::avx2, finish_avx2}, {Isa::avx512, finish_avx512}});
   return f;
 }
 
@@ -96,6 +97,16 @@ void gated_sigmoid_scalar(const float* gate, const float* up, std::int64_t count
     const float g = gate[i];
     const float t = gelu ? kGelu * (g + 0.044715f * g * g * g) : g;
     out[i] = up[i] * g / (1.0f + std::exp(-t));
+  }
+}
+
+void finish_scalar(const float* products, const float* bias, const float* residual, std::int64_t residual_stride, std::int64_t rows,
+                   std::int64_t count, float* y, std::int64_t y_stride) {
+  for (std::int64_t m = 0; m < rows; ++m) {
+    for (std::int64_t n = 0; n < count; ++n) {
+      const float sum = products[m * kWidth + n] + bias[n];
+      y[m * y_stride + n] = residual == nullptr ? sum : residual[m * residual_stride + n] + sum;
+    }
   }
 }
 

@@ -28,6 +28,10 @@ using ScaleBf16 = void(const float* x, const float* weight, float factor, std::i
 /// out[i] = up[i] * gate[i] * sigmoid(t), count a multiple of 16; t = gate[i] (SiLU), or with `gelu`
 /// 2 sqrt(2/pi) (gate + 0.044715 gate^3), which is GELU's tanh form. Relative error below 1e-6.
 using GatedSigmoid = void(const float* gate, const float* up, std::int64_t count, bool gelu, float* out);
+/// y[m * y_stride + n] = residual[m * residual_stride + n] + (products[m * 32 + n] + bias[n]), for m < rows and n < count <= 32;
+/// without the residual where it is null. y may be residual, or products with a stride of 32.
+using FinishRows = void(const float* products, const float* bias, const float* residual, std::int64_t residual_stride,
+                        std::int64_t rows, std::int64_t count, float* y, std::int64_t y_stride);
 
 /// The best functions for active_isa(), chosen at each call.
 struct Functions {
@@ -38,6 +42,7 @@ struct Functions {
   Scale* scale = nullptr;
   ScaleBf16* scale_bf16 = nullptr;
   GatedSigmoid* gated_sigmoid = nullptr;
+  FinishRows* finish = nullptr;
 };
 Functions functions();
 
@@ -49,5 +54,6 @@ SumSquares sum_squares_scalar, sum_squares_avx2, sum_squares_avx512;
 Scale scale_scalar, scale_avx2, scale_avx512;
 ScaleBf16 scale_bf16_avx512bf16;
 GatedSigmoid gated_sigmoid_scalar, gated_sigmoid_avx2, gated_sigmoid_avx512;
+FinishRows finish_scalar, finish_avx2, finish_avx512;
 
 }  // namespace nibble::panels

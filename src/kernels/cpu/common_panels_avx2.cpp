@@ -190,4 +190,20 @@ void gated_sigmoid_avx2(const float* gate, const float* up, std::int64_t count, 
   }
 }
 
+void finish_avx2(const float* products, const float* bias, const float* residual, std::int64_t residual_stride, std::int64_t rows,
+                std::int64_t count, float* y, std::int64_t y_stride) {
+  for (std::int64_t m = 0; m < rows; ++m) {
+    std::int64_t n = 0;
+    for (; n + 8 <= count; n += 8) {
+      __m256 sum = _mm256_add_ps(_mm256_loadu_ps(products + m * kWidth + n), _mm256_loadu_ps(bias + n));
+      if (residual != nullptr) sum = _mm256_add_ps(_mm256_loadu_ps(residual + m * residual_stride + n), sum);
+      _mm256_storeu_ps(y + m * y_stride + n, sum);
+    }
+    for (; n < count; ++n) {
+      const float sum = products[m * kWidth + n] + bias[n];
+      y[m * y_stride + n] = residual == nullptr ? sum : residual[m * residual_stride + n] + sum;
+    }
+  }
+}
+
 }  // namespace nibble::panels

@@ -200,4 +200,18 @@ void gated_sigmoid_avx512(const float* gate, const float* up, std::int64_t count
   }
 }
 
+void finish_avx512(const float* products, const float* bias, const float* residual, std::int64_t residual_stride, std::int64_t rows,
+                  std::int64_t count, float* y, std::int64_t y_stride) {
+  const std::uint32_t all = count == kWidth ? 0xffffffffu : (1u << count) - 1u;
+  const __mmask16 mask[2] = {static_cast<__mmask16>(all), static_cast<__mmask16>(all >> 16)};
+  for (int h = 0; h < 2; ++h) {
+    const __m512 b = _mm512_maskz_loadu_ps(mask[h], bias + h * 16);
+    for (std::int64_t m = 0; m < rows; ++m) {
+      __m512 sum = _mm512_add_ps(_mm512_loadu_ps(products + m * kWidth + h * 16), b);
+      if (residual != nullptr) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[h], residual + m * residual_stride + h * 16), sum);
+      _mm512_mask_storeu_ps(y + m * y_stride + h * 16, mask[h], sum);
+    }
+  }
+}
+
 }  // namespace nibble::panels

@@ -80,7 +80,7 @@ class Call {
       const std::int64_t m = work % blocks * block;
       const std::int64_t count = std::min(block, rows_ - m);
       for (std::size_t i = 0; i < layout_.step; ++i) product(weights[i], prepared, m, count, products[i]);
-      for (std::int64_t r = 0; r < count; ++r) finish(panel, m + r, products[0] + r * kWidth, products[1] + r * kWidth);
+      finish(panel, m, count, products[0], products[1]);
     }
   }
 
@@ -124,35 +124,34 @@ class Call {
     }
   }
 
-  void finish(std::size_t panel, std::int64_t m, float* first, float* second) const {
+  // Rows [m, m + rows) of a panel, and for gated sites of the panel of up beside it.
+  void finish(std::size_t panel, std::int64_t m, std::int64_t rows, float* first, float* second) const {
     const PanelLayout::Panel& to = layout_.panels[panel];
     const float* bias = layout_.bias.data() + panel * static_cast<std::size_t>(kWidth);
-    for (std::int64_t n = 0; n < kWidth; ++n) first[n] += bias[n];
-    const std::size_t output = layout_.epilogue.kind == EpilogueKind::gated ? 0 : to.part;
-    float* y = y_[output].f32_row(m) + to.first;
-    if (layout_.epilogue.kind == EpilogueKind::residual) {
-      const float* residual = residual_.f32_row(m) + to.first;
-      for (std::int64_t n = 0; n < to.count; ++n) y[n] = residual[n] + first[n];
+    if (layout_.epilogue.kind == EpilogueKind::gated) {
+      functions_.finish(first, bias, nullptr, 0, rows, kWidth, first, kWidth);
+      functions_.finish(second, bias + kWidth, nullptr, 0, rows, kWidth, second, kWidth);
+      activate(first, second, rows * kWidth);
+      for (std::int64_t r = 0; r < rows; ++r) std::copy_n(first + r * kWidth, to.count, y_[0].f32_row(m + r) + to.first);
       return;
     }
-    if (layout_.epilogue.kind == EpilogueKind::gated) {
-      for (std::int64_t n = 0; n < kWidth; ++n) second[n] += bias[kWidth + n];
-      activate(first, second);
-    }
-    std::copy(first, first + to.count, y);
+    const bool adds = layout_.epilogue.kind == EpilogueKind::residual;
+    const MatrixRef& y = y_[to.part];
+    functions_.finish(first, bias, adds ? residual_.f32_row(m) + to.first : nullptr, residual_.stride, rows, to.count,
+                      y.f32_row(m) + to.first, y.stride);
   }
 
   // gate = act(gate) * up
-  void activate(float* gate, const float* up) const {
+  void activate(float* gate, const float* up, std::int64_t count) const {
     switch (layout_.epilogue.activation) {
-      case ActivationKind::silu: functions_.gated_sigmoid(gate, up, kWidth, false, gate); break;
-      case ActivationKind::gelu_tanh: functions_.gated_sigmoid(gate, up, kWidth, true, gate); break;
+      case ActivationKind::silu: functions_.gated_sigmoid(gate, up, count, false, gate); break;
+      case ActivationKind::gelu_tanh: functions_.gated_sigmoid(gate, up, count, true, gate); break;
       case ActivationKind::relu:
-        for (std::int64_t n = 0; n < kWidth; ++n) gate[n] = std::max(gate[n], 0.0f) * up[n];
+        for (std::int64_t n = 0; n < count; ++n) gate[n] = std::max(gate[n], 0.0f) * up[n];
         break;
       case ActivationKind::gelu:
         // erfc keeps its digits where 1 + erf would lose them; 0.70710678 is sqrt(1/2).
-        for (std::int64_t n = 0; n < kWidth; ++n) gate[n] *= 0.5f * std::erfc(-gate[n] * 0.70710678f) * up[n];
+        for (std::int64_t n = 0; n < count; ++n) gate[n] *= 0.5f * std::erfc(-gate[n] * 0.70710678f) * up[n];
         break;
     }
   }
