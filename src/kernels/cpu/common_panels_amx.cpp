@@ -43,11 +43,11 @@ void bf16_amx(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x
       _tile_zero(3);
       for (std::int64_t i = 0; i < k; i += 32) {
         const std::uint16_t* at = panel + i * kWidth;
-        if (m == 0) prefetch(at, 0);
+        prefetch(at, 0);
         _tile_loadd(6, at, kPanelRow);
         _tile_loadd(4, first + i, stride * 2);
         _tile_dpbf16ps(0, 4, 6);
-        if (m == 0) prefetch(at, 1);
+        prefetch(at, 1);
         _tile_loadd(7, at + 32, kPanelRow);
         _tile_dpbf16ps(1, 4, 7);
         _tile_loadd(5, second + i, stride * 2);
@@ -59,11 +59,11 @@ void bf16_amx(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x
     } else {
       for (std::int64_t i = 0; i < k; i += 32) {
         const std::uint16_t* at = panel + i * kWidth;
-        if (m == 0) prefetch(at, 0);
+        prefetch(at, 0);
         _tile_loadd(6, at, kPanelRow);
         _tile_loadd(4, first + i, stride * 2);
         _tile_dpbf16ps(0, 4, 6);
-        if (m == 0) prefetch(at, 1);
+        prefetch(at, 1);
         _tile_loadd(7, at + 32, kPanelRow);
         _tile_dpbf16ps(1, 4, 7);
       }

@@ -25,12 +25,13 @@ constexpr std::int64_t kRowBlock = 96;
 // weights from memory, AMX against floats: 8 rows 1.9 and 1.9 us a panel, 12 rows 1.9 and 2.4, 16 rows 2.0 and 3.7).
 constexpr std::int64_t kPairRows = 9;
 
-// Bytes of one row of prepared inputs, f32 or bf16.
-std::size_t prepared_row(std::int64_t inputs) { return static_cast<std::size_t>(round_up(inputs, kPad)) * 4; }
+// Elements of one row of prepared inputs, f32 or bf16: a line of 64 bytes or two more than K, since rows a multiple of 4 KiB
+// apart would fall into the same sets of a cache.
+std::int64_t prepared_stride(std::int64_t inputs) { return round_up(inputs, kPad) + kPad; }
 
 std::size_t prepared_bytes(std::int64_t inputs, std::int64_t rows) {
   const std::int64_t copies = rows <= kRedundantRows ? ThreadPool::instance().threads() : 1;
-  return static_cast<std::size_t>(copies * round_up(rows, std::int64_t{16})) * prepared_row(inputs);
+  return static_cast<std::size_t>(copies * round_up(rows, std::int64_t{16}) * prepared_stride(inputs)) * 4;
 }
 
 // One call of a site: everything by value that may be gone when it runs.
@@ -55,7 +56,7 @@ class Call {
   void multiply(int thread, int threads) const {
     std::byte* prepared = workspace_;
     if (prepares_ && rows_ <= kRedundantRows) {
-      prepared += static_cast<std::size_t>(thread) * static_cast<std::size_t>(round_up(rows_, std::int64_t{16})) * prepared_row(layout_.inputs);
+      prepared += thread * round_up(rows_, std::int64_t{16}) * prepared_stride(layout_.inputs) * 4;
       for (std::int64_t m = 0; m < rows_; ++m) prepare_row(m, prepared);
     }
     std::byte* scratch = workspace_ + prepared_bytes(layout_.inputs, rows_) +
@@ -101,26 +102,28 @@ class Call {
     if (layout_.prologue.kind == PrologueKind::rms_norm) {
       factor = 1.0f / std::sqrt(functions_.sum_squares(x, k) / static_cast<float>(k) + layout_.prologue.eps);
     }
-    std::byte* out = prepared + static_cast<std::size_t>(m) * prepared_row(k);
+    const std::int64_t at = m * prepared_stride(k);
     if (bf16_inputs_) {
-      functions_.scale_bf16(x, norm_weight_, factor, k, round_up(k, kPad), reinterpret_cast<std::uint16_t*>(out));
+      functions_.scale_bf16(x, norm_weight_, factor, k, round_up(k, kPad), reinterpret_cast<std::uint16_t*>(prepared) + at);
     } else {
-      functions_.scale(x, norm_weight_, factor, k, reinterpret_cast<float*>(out));
+      functions_.scale(x, norm_weight_, factor, k, reinterpret_cast<float*>(prepared) + at);
     }
   }
 
   void product(const std::byte* weights, const std::byte* prepared, std::int64_t m, std::int64_t count, float* out) const {
     const std::int64_t k = layout_.inputs;
-    const std::byte* inputs = prepared + static_cast<std::size_t>(m) * prepared_row(k);
-    const std::int64_t stride = prepares_ ? round_up(k, kPad) : x_.stride;
-    const float* x = prepares_ ? reinterpret_cast<const float*>(inputs) : x_.f32_row(m);
-    if (!layout_.bf16) {
-      functions_.f32(reinterpret_cast<const float*>(weights), k, x, stride, count, out);
-    } else if (!bf16_inputs_) {
+    if (bf16_inputs_) {
+      const std::int64_t stride = prepared_stride(k);
+      functions_.bf16(reinterpret_cast<const std::uint16_t*>(weights), round_up(k, kPad),
+                      reinterpret_cast<const std::uint16_t*>(prepared) + m * stride, stride, count, out);
+      return;
+    }
+    const std::int64_t stride = prepares_ ? prepared_stride(k) : x_.stride;
+    const float* x = prepares_ ? reinterpret_cast<const float*>(prepared) + m * stride : x_.f32_row(m);
+    if (layout_.bf16) {
       functions_.mixed(reinterpret_cast<const std::uint16_t*>(weights), k, x, stride, count, out);
     } else {
-      functions_.bf16(reinterpret_cast<const std::uint16_t*>(weights), round_up(k, kPad),
-                      reinterpret_cast<const std::uint16_t*>(inputs), 2 * stride, count, out);
+      functions_.f32(reinterpret_cast<const float*>(weights), k, x, stride, count, out);
     }
   }
 
