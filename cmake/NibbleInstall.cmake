@@ -19,3 +19,9 @@ if(TARGET nibble)
   install(TARGETS nibble RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   install(CODE "file(CREATE_LINK nibble \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_BINDIR}/benchmark_gptq\" SYMBOLIC)")
 endif()
+
+# The examples are built with everything else, so that they cannot go stale.
+foreach(example chat generate_tokens)
+  add_executable(example_${example} examples/${example}.cpp)
+  target_link_libraries(example_${example} PRIVATE nibble::nibble $<BUILD_INTERFACE:nibble_flags>)
+endforeach()

@@ -45,7 +45,7 @@ struct Message {
   std::string content;
 };
 
-/// A model ready to run. Not to be used from two threads at once.
+/// A model ready to run; without a tokenizer.json in its folder, only calls that take token ids work. Not to be used from two threads at once.
 class LanguageModel {
  public:
   /// `model`: a folder, or a hub id that is in the Hugging Face cache.

@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <optional>
 
 namespace nibble {
 namespace {
@@ -33,14 +35,25 @@ std::shared_ptr<const Checkpoint> open(const std::string& model, const LoadOptio
   return std::make_shared<const Checkpoint>(resolve_model(model, options.revision));
 }
 
+// A folder for benchmarks need have none.
+std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
+  if (!std::filesystem::exists(folder / "tokenizer.json")) return std::nullopt;
+  return Tokenizer::load(folder);
+}
+
 }  // namespace
 
 struct LanguageModel::Impl {
   Impl(const std::string& model, const LoadOptions& options)
       : checkpoint(open(model, options)),
-        tokenizer(Tokenizer::load(checkpoint->folder())),
+        maybe_tokenizer(load_tokenizer(checkpoint->folder())),
         stops(stop_tokens(*checkpoint)),
         engine(checkpoint, engine_options(options)) {}
+
+  const Tokenizer& tokenizer() const {
+    if (!maybe_tokenizer) fail("{} has no tokenizer.json: only calls that take token ids work on it", checkpoint->folder().string());
+    return *maybe_tokenizer;
+  }
 
   GenerateOptions generate_options(const TextOptions& options, std::int64_t longest_prompt) const {
     GenerateOptions out;
@@ -51,7 +64,7 @@ struct LanguageModel::Impl {
   }
 
   std::string run(const std::vector<std::int32_t>& prompt, const TextOptions& options) {
-    StreamingDecoder decoder(tokenizer, true);
+    StreamingDecoder decoder(tokenizer(), true);
     std::string text;
     const auto give = [&](const std::string& piece) {
       if (piece.empty()) return;
@@ -66,7 +79,7 @@ struct LanguageModel::Impl {
   }
 
   std::shared_ptr<const Checkpoint> checkpoint;
-  Tokenizer tokenizer;
+  std::optional<Tokenizer> maybe_tokenizer;
   std::vector<std::int32_t> stops;
   Engine engine;
 };
@@ -77,20 +90,20 @@ LanguageModel& LanguageModel::operator=(LanguageModel&&) noexcept = default;
 LanguageModel::~LanguageModel() = default;
 
 std::string LanguageModel::complete(std::string_view prompt, const TextOptions& options) {
-  return impl_->run(impl_->tokenizer.encode(prompt, true), options);
+  return impl_->run(impl_->tokenizer().encode(prompt, true), options);
 }
 
 std::string LanguageModel::chat(const std::vector<Message>& messages, const TextOptions& options) {
   std::vector<ChatMessage> turns;
   for (const Message& message : messages) turns.push_back({message.role, message.content});
-  return impl_->run(chat_prompt(impl_->checkpoint->folder(), impl_->tokenizer, turns), options);
+  return impl_->run(chat_prompt(impl_->checkpoint->folder(), impl_->tokenizer(), turns), options);
 }
 
 std::vector<std::int32_t> LanguageModel::tokenize(std::string_view text, bool add_special_tokens) const {
-  return impl_->tokenizer.encode(text, add_special_tokens);
+  return impl_->tokenizer().encode(text, add_special_tokens);
 }
 
-std::string LanguageModel::detokenize(const std::vector<std::int32_t>& ids) const { return impl_->tokenizer.decode(ids, true); }
+std::string LanguageModel::detokenize(const std::vector<std::int32_t>& ids) const { return impl_->tokenizer().decode(ids, true); }
 
 std::vector<std::vector<std::int32_t>> LanguageModel::generate(const std::vector<std::vector<std::int32_t>>& prompts,
                                                                const TextOptions& options) {
