@@ -14,7 +14,7 @@ if ! "$root/.venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
   echo "peers: compiling llama-cpp-python for this processor"
   # g++ 12 compiles llama.cpp's AMX code such that loading a tile configuration faults (seen with 0.3.36 on a Xeon that
   # runs other AMX programs well), so it runs here on its AVX-512 and VNNI code.
-  flags="-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF"
+  flags="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
   if grep -qw amx_int8 /proc/cpuinfo; then
     flags+=" -DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
   fi
