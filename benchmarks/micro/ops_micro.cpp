@@ -175,10 +175,11 @@ void small_ops(Backend& backend, Stream& stream, const Model& model, std::int64_
   report("add", floats(model.hidden, 3), [&] { backend.add(hidden.ref(), normed.ref(), normed.ref(), stream); });
   Floats gate(rows, model.intermediate);
   Floats up(rows, model.intermediate);
+  Floats activated(rows, model.intermediate);
   for (const auto& [kind, name] : {std::pair(ActivationKind::silu, "silu"), std::pair(ActivationKind::gelu, "gelu"),
                                    std::pair(ActivationKind::gelu_tanh, "gelu tanh")}) {
     report(name, floats(model.intermediate, 3),
-           [&, k = kind] { backend.gated_activation(k, gate.ref(), up.ref(), gate.ref(), stream); });
+           [&, k = kind] { backend.gated_activation(k, gate.ref(), up.ref(), activated.ref(), stream); });
   }
   std::vector<std::int32_t> positions;
   for (std::int64_t i = 0; i < rows; ++i) positions.push_back(static_cast<std::int32_t>(i));

@@ -242,15 +242,56 @@ TEST(Attention, LongContexts) {
   shape.kv_heads = 1;
   for (const DType dtype : {DType::f32, DType::bf16}) {
     shape.dtype = dtype;
-    run_and_check(shape, Batch({{0, 3000, 1}, {1, 2500, 3}}), 3);
+    run_and_check(shape, Batch({{0, 3000, 1}, {1, 2500, 3}, {2, 700, 45}}), 3);
   }
 }
 
 // Scores of a spread of 20 and more: the largest changes from tile to tile, and most probabilities are 0.
 TEST(Attention, SharpScores) {
   Shape shape;
+  const Batch batch({{0, 0, 200}, {1, 400, 1}, {2, 500, 33}});
   shape.sigma = 20;
-  run_and_check(shape, Batch({{0, 0, 200}, {1, 400, 1}}));
+  run_and_check(shape, batch);
+  shape.dtype = DType::bf16;
+  shape.sigma = 4;
+  run_and_check(shape, batch);
+}
+
+// The largest score comes last, by far: everything summed before must fade away.
+TEST(Attention, ALateLargestScoreWipesOutTheRest) {
+  for (const DType dtype : kCacheTypes) {
+    for (const std::int32_t rows : {1, 40}) {
+      SCOPED_TRACE(testing::Message() << name_of(dtype) << ", " << rows << " rows");
+      constexpr std::int32_t kPast = 700;
+      Bench bench(2);
+      KvView cache{dtype, nullptr, nullptr, 1, 1, kPast + rows, 32};
+      const std::size_t bytes = bench.backend->kv_bytes(cache);
+      const auto k_memory = cpu_device().allocate(bytes, "k");
+      const auto v_memory = cpu_device().allocate(bytes, "v");
+      cache.k = k_memory->data();
+      cache.v = v_memory->data();
+      const Batch all({{0, 0, kPast + rows}});
+      Matrix k(all.rows(), 32);
+      Matrix v(all.rows(), 32);
+      for (std::int64_t r = 0; r < all.rows(); ++r) {
+        for (std::int64_t d = 0; d < 32; ++d) {
+          // Every 128 keys the scores rise by 32 * 4 = 128, beyond what the probabilities of those before can count.
+          k.at(r, d) = static_cast<float>(4 * (r / 128));
+          v.at(r, d) = static_cast<float>(r / 128);
+        }
+      }
+      bench.backend->kv_store({all.map(), k.ref(), v.ref(), cache}, *bench.stream);
+      const Batch batch({{0, kPast, rows}});
+      Matrix q(rows, 32);
+      Matrix y(rows, 32);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t d = 0; d < 32; ++d) q.at(r, d) = 1;
+      }
+      const auto workspace = cpu_device().allocate(bench.backend->attention_workspace(rows, 1, cache), "workspace");
+      bench.backend->attention({batch.map(), q.ref(), 1, cache, 1, 0, 0, y.ref(), workspace->data()}, *bench.stream);
+      expect_close(y, [](std::int64_t r, std::int64_t) { return static_cast<double>((kPast + r) / 128); }, 1e-5, 1e-5);
+    }
+  }
 }
 
 TEST(Attention, DoesNotDependOnThreadsOrOnTheBatch) {
