@@ -180,6 +180,34 @@ TEST(Packed, ManyRowsInBf16DoNotDependOnEachOtherOrOnThreads) {
   pool.set_threads(before);
 }
 
+// What vpmaddubsw's sums of 16 bits must hold: the largest codes, and activations whose low bytes are all -128.
+TEST(Packed, ExtremeCodesAndActivationsDoNotSaturate) {
+  const IsaGuard guard;
+  for (const int bits : {2, 3, 4, 8}) {
+    const PackedCase c{.inputs = 256, .outputs = {32}, .bits = bits, .group = 128, .symmetric = false};
+    PackedSiteForTest site(c);
+    GptqTensors& gptq = site.gptq()[0];
+    gptq.qweight_copy = std::make_shared<const std::vector<std::uint32_t>>(gptq.qweight.size(), 0xffffffffu);
+    gptq.qweight = *gptq.qweight_copy;
+    for (const int planes : {2, 1}) {
+      const auto packed = pack(kernel_of(planes), site);
+      for (const std::int64_t rows : {1, 4, 9}) {
+        // 32384 = 127 * 256 - 128 steps beside one value of 32639.
+        std::vector<float> x(static_cast<std::size_t>(rows * c.inputs), planes == 2 ? 32384.0f / 32639.0f : -1.0f);
+        for (std::size_t i = 0; i < x.size(); i += 64) x[i] = 1.0f;
+        set_isa(Isa::scalar);
+        const std::vector<float> want = site.run(kernel_of(planes), *packed, x, rows);
+        expect_near_double(site, c, x, rows, want, planes);
+        for (const Isa isa : supported_isas()) {
+          set_isa(isa);
+          expect_same_bits(site.run(kernel_of(planes), *packed, x, rows), want,
+                           describe(c, rows, planes) + " on " + std::string(name_of(isa)));
+        }
+      }
+    }
+  }
+}
+
 TEST(Packed, EveryNumberOfRowsGivesTheSameRow) {
   const IsaGuard guard;
   const PackedCase c{.inputs = 576, .outputs = {80}, .bits = 4, .group = 64, .symmetric = false};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cpu/packed/isa.h"
+#include "kernels/cpu/packed/prefetch.h"
 
 // The intrinsics' own header uses values that it leaves undefined on purpose, which g++ 12 warns about (GCC bug
 // 105593).
@@ -11,9 +12,6 @@
 
 namespace nibble::packed {
 namespace {
-
-// How far ahead codes are asked for: the time of a DRAM access, some 100 ns, is 2 KiB at 20 GB/s a core.
-constexpr int kPrefetchBytes = 2048;
 
 /// The codes of a chunk, as planes of bytes: four slots of each of the 16 outputs.
 template <int kBits>

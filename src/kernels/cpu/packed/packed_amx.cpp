@@ -44,7 +44,7 @@ inline void memory_barrier() { __asm__ volatile("" ::: "memory"); }
 template <int kBits>
 const std::uint8_t* unpack(const std::uint8_t* codes, int chunks, std::uint8_t* to, const std::uint8_t* to_end) {
   for (int c = 0; c < chunks; ++c) {
-    _mm_prefetch(codes + kPrefetchBytes, _MM_HINT_T0);
+    prefetch_codes(codes);
     const Chunk<kBits> chunk(codes);
     codes += Chunk<kBits>::kBytes;
 #pragma GCC unroll 8

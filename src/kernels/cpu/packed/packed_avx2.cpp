@@ -4,26 +4,47 @@
 namespace nibble::packed {
 namespace {
 
+// vpmaddubsw adds two products of a code and a byte in 16 bits. Several such sums fit in 16 bits before they must go on
+// to 32: 2 * 128 * code each.
+constexpr int sums_that_fit(int bits) {
+  const int largest = bits == 8 ? 15 : (1 << bits) - 1;
+  return 32767 / (2 * 128 * largest);
+}
+
 struct MaddDot {
   template <int kBits>
-  struct Sum {
-    __m256i sum = _mm256_setzero_si256();
-    // vpmaddubsw adds pairs of products in 16 bits: at most 2 * 15 * 128. Codes of 8 bits would not fit and go in
-    // halves.
+  class Sum {
+   public:
     __attribute__((always_inline)) void add(__m256i codes, __m256i x) {
-      const __m256i ones = _mm256_set1_epi16(1);
       if constexpr (kBits == 8) {
+        // Codes of 8 bits would not fit, and go in halves.
         const __m256i mask = _mm256_set1_epi8(15);
-        const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(codes, mask), x);
-        const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi32(codes, 4), mask), x);
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(low, ones));
+        low_ = _mm256_add_epi16(low_, _mm256_maddubs_epi16(_mm256_and_si256(codes, mask), x));
+        high_ = _mm256_add_epi16(high_, _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi32(codes, 4), mask), x));
       } else {
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+        low_ = _mm256_add_epi16(low_, _mm256_maddubs_epi16(codes, x));
       }
     }
-    __attribute__((always_inline)) __m256i value() const { return sum; }
+    /// Moves what has been added to 32 bits.
+    __attribute__((always_inline)) void widen() {
+      sum_ = _mm256_add_epi32(sum_, _mm256_madd_epi16(low_, _mm256_set1_epi16(1)));
+      low_ = _mm256_setzero_si256();
+      if constexpr (kBits == 8) {
+        sum_ = _mm256_add_epi32(sum_, _mm256_madd_epi16(high_, _mm256_set1_epi16(16)));
+        high_ = _mm256_setzero_si256();
+      }
+    }
+    __attribute__((always_inline)) __m256i value() const { return sum_; }
+
+   private:
+    __m256i sum_ = _mm256_setzero_si256();
+    __m256i low_ = _mm256_setzero_si256();
+    __m256i high_ = _mm256_setzero_si256();
   };
+
+  // Chunks after which widen() must be called. A chunk adds a sum for each of its planes.
+  template <int kBits>
+  static constexpr int kChunks = sums_that_fit(kBits) / HalfChunk<kBits>::kPlanes;
 };
 
 // The order of packed_scalar.cpp's sum.

@@ -65,7 +65,7 @@ const std::uint8_t* make_weights(const Matrix& matrix, const std::uint8_t* panel
     const __m512 offset = _mm512_mul_ps(scale, _mm512_sub_ps(_mm512_set1_ps(-256.0f), zeros_at(matrix, panel, b)));
     std::uint8_t* at = to + (block.slot - first_slot) * kSlotBytes;
     for (int c = 0; c < block.chunks; ++c) {
-      _mm_prefetch(codes + kPrefetchBytes, _MM_HINT_T0);
+      prefetch_codes(codes);
       const Chunk<kBits> chunk(codes);
       codes += Chunk<kBits>::kBytes;
 #pragma GCC unroll 8

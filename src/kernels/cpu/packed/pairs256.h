@@ -3,14 +3,13 @@
 #pragma once
 
 #include "kernels/cpu/packed/finish.h"
+#include "kernels/cpu/packed/prefetch.h"
 
 #include <immintrin.h>
 
 namespace nibble::packed {
 namespace {
 
-// How far ahead codes are asked for: the time of a DRAM access, some 100 ns, is 2 KiB at 20 GB/s a core.
-constexpr int kPrefetchBytes = 2048;
 constexpr int kHalf = kPanel / 2;
 
 /// The staged rows that one call reads.
@@ -98,8 +97,8 @@ void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& til
       const std::uint8_t* at = codes + 32 * half;
       const std::int8_t* x = first_x;
       typename Dot::template Sum<kBits> dot[kByteRows];
-      for (int c = 0; c < block->chunks; ++c) {
-        _mm_prefetch(at + kPrefetchBytes, _MM_HINT_T0);
+      for (int c = 0, unwidened = 0; c < block->chunks; ++c) {
+        if (half == 0) prefetch_codes(at);
         const HalfChunk<kBits> chunk(at);
         at += HalfChunk<kBits>::kBytes;
 #pragma GCC unroll 8
@@ -112,6 +111,11 @@ void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& til
           }
         }
         x += 4 * HalfChunk<kBits>::kPlanes;
+        if (++unwidened == Dot::template kChunks<kBits> || c + 1 == block->chunks) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kByteRows; ++r) dot[r].widen();
+          unwidened = 0;
+        }
       }
       const __m256 scale = scales_at(matrix, panel, b * kPanel + half * kHalf);
       const __m256 zero = zeros_at(matrix, panel, b * kPanel + half * kHalf);

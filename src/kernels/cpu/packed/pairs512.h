@@ -36,7 +36,7 @@ void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& til
 #pragma GCC unroll 32
     for (int r = 0; r < kByteRows * kChains; ++r) dot[r / kChains][r % kChains] = _mm512_setzero_si512();
     for (int c = block->chunks; c > 0; --c) {
-      _mm_prefetch(codes + kPrefetchBytes, _MM_HINT_T0);
+      prefetch_codes(codes);
       const Chunk<kBits> chunk(codes);
       codes += Chunk<kBits>::kBytes;
 #pragma GCC unroll 8
