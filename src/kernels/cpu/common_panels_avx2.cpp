@@ -59,12 +59,44 @@ void f32_part(const float* panel, std::int64_t k, const float* x, std::int64_t s
   }
 }
 
-// A pair's first element is the low half of its word: shifted up it is the float; the second needs only its mask. A last
-// odd k has a zero beside it in the panel, but x must not be read there.
+// The first (`odd` false) or second elements of 8 pairs as floats: the first is the low half of its word, which shifted up is
+// the float; the second needs only its mask.
+template <bool odd>
+__m256 elements(const std::uint16_t* pairs) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs));
+  if (odd) return _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+
+// One k of all rows: sum += x * w. Either the weights or the inputs stay in registers, whichever are fewer; with the 12 sums
+// that leaves one or two for the others.
+template <int R, bool odd>
+void mixed_step(const std::uint16_t* pairs, const float* x, std::int64_t stride, __m256 (&sum)[R][kWide<R>]) {
+  if (kWide<R> == 4) {
+    __m256 a[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) a[r] = _mm256_broadcast_ss(x + r * stride);
+#pragma GCC unroll 8
+    for (int v = 0; v < kWide<R>; ++v) {
+      const __m256 w = elements<odd>(pairs + v * 16);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) sum[r][v] = _mm256_fmadd_ps(a[r], w, sum[r][v]);
+    }
+  } else {
+    const __m256 w0 = elements<odd>(pairs);
+    const __m256 w1 = elements<odd>(pairs + 16);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m256 a = _mm256_broadcast_ss(x + r * stride);
+      sum[r][0] = _mm256_fmadd_ps(a, w0, sum[r][0]);
+      sum[r][1] = _mm256_fmadd_ps(a, w1, sum[r][1]);
+    }
+  }
+}
+
 template <int R>
 void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, float* out) {
   constexpr int V = kWide<R>;
-  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
   __m256 sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -74,27 +106,11 @@ void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std:
   std::int64_t i = 0;
   for (; i + 2 <= k; i += 2) {
     prefetch(panel + i * kWidth);
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + i * kWidth + v * 16));
-      const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-      const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, high));
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        sum[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * stride + i), even, sum[r][v]);
-        sum[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * stride + i + 1), odd, sum[r][v]);
-      }
-    }
+    mixed_step<R, false>(panel + i * kWidth, x + i, stride, sum);
+    mixed_step<R, true>(panel + i * kWidth, x + i + 1, stride, sum);
   }
-  if (i < k) {
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + i * kWidth + v * 16));
-      const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sum[r][v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + r * stride + i), even, sum[r][v]);
-    }
-  }
+  // A last odd k has a zero beside it in the panel, but x must not be read there.
+  if (i < k) mixed_step<R, false>(panel + i * kWidth, x + i, stride, sum);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
