@@ -1,4 +1,4 @@
-// nibble quantize MODEL OUT: a full-precision checkpoint becomes a GPTQ folder.
+// nibble quantize --model MODEL OUT: a full-precision checkpoint becomes a GPTQ folder.
 #include "cli/command.h"
 #include "core/error.h"
 #include "core/log.h"

@@ -203,7 +203,6 @@ void BlockRunner::run_segment(std::span<const DenseLinear> parts) {
     for (std::size_t i = first; i < last; ++i) run_node(nodes_[i], chunk, parts);
   }
   std::erase_if(kept_, [&](const auto& entry) { return std::find(live_[next_].begin(), live_[next_].end(), entry.first) == live_[next_].end(); });
-  passing_.clear();
 }
 
 const float* BlockRunner::norm_weight(const std::string& name) {
