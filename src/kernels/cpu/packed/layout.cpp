@@ -45,8 +45,7 @@ class Packer {
       // Sixteen panels at a time read 1 KiB of each row of words and write sixteen streams.
       for (std::int64_t panel = begin; panel < end; panel += 16) copy_words(panel, std::min(end, panel + 16));
     } else {
-      std::vector<std::uint8_t> codes(static_cast<std::size_t>(gptq_.in_features * kPanel));
-      for (std::int64_t panel = begin; panel < end; ++panel) pack_codes(panel, codes);
+      for (std::int64_t panel = begin; panel < end; ++panel) pack_codes(panel);
     }
   }
 
@@ -101,37 +100,61 @@ class Packer {
     }
   }
 
-  // Any order of inputs: code by code.
-  void pack_codes(std::int64_t panel, std::vector<std::uint8_t>& codes) const {
-    const std::int64_t first = panel * kPanel;
-    const std::int64_t width = std::min<std::int64_t>(kPanel, gptq_.out_features - first);
-    gptq_.codes(0, gptq_.in_features, first, first + width, codes.data());
+  using Words = std::array<std::uint32_t, kPanel>;
+
+  // Any order of inputs: one after the other, 16 outputs at a time.
+  void pack_codes(std::int64_t panel) const {
     std::uint8_t* to = panel_at(panel) + matrix_.codes_offset;
     const int inputs = chunk_inputs(gptq_.bits);
     for (const Block& block : plan_.blocks) {
       for (int c = 0; c < block.chunks; ++c, to += chunk_bytes(gptq_.bits)) {
-        std::array<std::array<std::uint32_t, kPanel>, 3> words{};
+        std::array<Words, 3> words{};
         for (int i = 0; i < inputs && c * inputs + i < block.inputs; ++i) {
           const std::int64_t sorted = block.first + c * inputs + i;
           const std::int64_t k = plan_.order.empty() ? sorted : plan_.order[static_cast<std::size_t>(sorted)];
-          const std::uint8_t* const row = codes.data() + k * width;
-          for (std::size_t n = 0; n < static_cast<std::size_t>(width); ++n) put(words, i, n, row[n]);
+          put(words, i, codes_of(k, panel * kPanel));
         }
         std::memcpy(to, words.data(), static_cast<std::size_t>(chunk_bytes(gptq_.bits)));
       }
     }
   }
 
-  void put(std::array<std::array<std::uint32_t, kPanel>, 3>& words, int i, std::size_t n, std::uint32_t code) const {
+  // The codes of input k for outputs [n, n + 16); of outputs that do not exist, zeros.
+  Words codes_of(std::int64_t k, std::int64_t n) const {
+    const std::int64_t bit = k * gptq_.bits;
+    const std::uint32_t* const row = gptq_.qweight.data() + bit / 32 * gptq_.qweight_columns + n;
+    const auto count = static_cast<std::size_t>(std::min<std::int64_t>(kPanel, gptq_.out_features - n));
+    const int shift = static_cast<int>(bit % 32);
+    Words codes{};
+    if (count == kPanel) {
+      for (std::size_t i = 0; i < kPanel; ++i) codes[i] = row[i] >> shift;
+    } else {
+      for (std::size_t i = 0; i < count; ++i) codes[i] = row[i] >> shift;
+    }
+    if (shift + gptq_.bits > 32) {
+      const std::uint32_t* const next = row + gptq_.qweight_columns;
+      for (std::size_t i = 0; i < count; ++i) codes[i] |= next[i] << (32 - shift);
+    }
+    const std::uint32_t mask = (1u << gptq_.bits) - 1u;
+    for (std::uint32_t& code : codes) code &= mask;
+    return codes;
+  }
+
+  // Input i of a chunk.
+  void put(std::array<Words, 3>& words, int i, const Words& codes) const {
     if (gptq_.bits != 3) {
-      words[0][n] |= code << (gptq_.bits * i);
+      const int shift = gptq_.bits * i;
+      for (std::size_t n = 0; n < kPanel; ++n) words[0][n] |= codes[n] << shift;
       return;
     }
     const int half = i / 16;
-    const int j = i % 16 / 4;
-    const int p = i % 4;
-    words[static_cast<std::size_t>(half)][n] |= (code & 3u) << (2 * (i % 16));
-    words[2][n] |= (code >> 2) << (8 * j + 4 * half + p);
+    const int low_shift = 2 * (i % 16);
+    const int high_shift = 8 * (i % 16 / 4) + 4 * half + i % 4;
+    Words& low = words[static_cast<std::size_t>(half)];
+    for (std::size_t n = 0; n < kPanel; ++n) {
+      low[n] |= (codes[n] & 3u) << low_shift;
+      words[2][n] |= (codes[n] >> 2) << high_shift;
+    }
   }
 
   const GptqTensors& gptq_;

@@ -148,7 +148,7 @@ class PackedKernel : public LinearKernel {
       // times larger.
       traits.error_f32 = 1e-3;
     } else {
-      traits.summary = "as packed, with activations rounded to 8 bits a block of 64: faster, less exact";
+      traits.summary = "as packed, with activations of few rows rounded to 8 bits a block of 64: less exact";
       traits.exact_activations = false;
       // The same with 127 steps instead of 32639.
       traits.error_f32 = traits.error_bf16 = 0.25;
@@ -247,8 +247,8 @@ class PackedKernel : public LinearKernel {
                                             {Isa::avx512, multiply_avx512},
                                             {Isa::avx512vnni, multiply_avx512vnni},
                                             {Isa::amx, multiply_amx}});
-    if (planes_ == 2 && weights.site().compute == DType::bf16 && args.rows >= kBf16Rows &&
-        weights.plans().size() == 1 && active_isa() >= Isa::amx) {
+    if (weights.site().compute == DType::bf16 && args.rows >= kBf16Rows && weights.plans().size() == 1 &&
+        active_isa() >= Isa::amx) {
       task.bf16 = true;
       task.stage_rows = stage_avx512bf16;
       task.multiply = multiply_bf16_amx;
