@@ -202,9 +202,9 @@ class BpeModel final : public TokenModel {
     const auto vocab = part.object("vocab");
     if (!vocab) part.refuse("vocab", "an object of tokens and their ids");
     const json& entries = vocab->value();
-    std::int32_t largest = -1;
-    for (const auto& [token, id] : entries.items()) largest = std::max(largest, to_token_id(id, vocab->place()));
-    tokens_.resize(static_cast<std::size_t>(largest + 1));
+    std::size_t end = 0;
+    for (const auto& [token, id] : entries.items()) end = std::max(end, to_index(to_token_id(id, vocab->place())) + 1);
+    tokens_.resize(end);
     ids_.reserve(entries.size());
     for (const auto& [token, value] : entries.items()) {
       const auto id = value.get<std::int32_t>();

@@ -14,7 +14,6 @@ namespace nibble {
 namespace {
 
 using nlohmann::ordered_json;
-using test::error_of;
 using test::expect_error;
 
 const ordered_json& fixture() {
