@@ -7,5 +7,10 @@ if(GIT_FOUND)
 endif()
 string(TOUPPER "${CMAKE_BUILD_TYPE}" build_type)
 string(STRIP "${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${build_type}}" build_flags)
-set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cli/bench_manifest.cpp PROPERTIES COMPILE_DEFINITIONS
-  "NIBBLE_COMMIT=\"${NIBBLE_COMMIT}\";NIBBLE_COMPILER=\"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\";NIBBLE_FLAGS=\"${build_flags}\";NIBBLE_BUILD_TYPE=\"${CMAKE_BUILD_TYPE}\"")
+set(build_info
+  "NIBBLE_COMMIT=\"${NIBBLE_COMMIT}\""
+  "NIBBLE_COMPILER=\"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\""
+  "NIBBLE_FLAGS=\"${build_flags}\""
+  "NIBBLE_BUILD_TYPE=\"${CMAKE_BUILD_TYPE}\"")
+set_source_files_properties(${CMAKE_SOURCE_DIR}/src/cli/bench_manifest.cpp PROPERTIES
+  COMPILE_DEFINITIONS "${build_info}")

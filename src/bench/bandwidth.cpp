@@ -58,9 +58,8 @@ ReadBandwidth measure_read_bandwidth(std::size_t footprint, double seconds) {
   });
 
   using Reader = std::uint64_t(const std::uint64_t*, std::size_t);
-  Reader* const read = pick<Reader>({{Isa::scalar, read_stream_scalar},
-                                     {Isa::avx2, read_stream_avx2},
-                                     {Isa::avx512, read_stream_avx512}});
+  Reader* const read = pick<Reader>(
+      {{Isa::scalar, read_stream_scalar}, {Isa::avx2, read_stream_avx2}, {Isa::avx512, read_stream_avx512}});
   std::atomic<std::uint64_t> sum{0};
   const auto pass = [&] {
     const auto start = Clock::now();

@@ -12,13 +12,14 @@ struct ReadBandwidth {
   int passes = 0;
 };
 
-/// Reads `footprint` bytes again and again with all threads of the pool, each its own contiguous part, for about `seconds`
-/// (and at least 3 passes after one that is not counted). Memory is in huge pages where the system has them, as the
-/// weights of kernels are. The best pass counts: others were disturbed. Throws Error when there is not so much memory.
+/// Reads `footprint` bytes again and again with all threads of the pool, each its own contiguous part, for about
+/// `seconds` (and at least 3 passes after one that is not counted). Memory is in huge pages where the system has them,
+/// as the weights of kernels are. The best pass counts: others were disturbed. Throws Error when there is not so much
+/// memory.
 ReadBandwidth measure_read_bandwidth(std::size_t footprint, double seconds);
 
-/// A footprint beyond the caches: 8 times the last level, at least 256 MiB and at most 1 GiB, nor more than a quarter of the
-/// memory that is free now. (A virtual machine may name a last level of which it has but a share.)
+/// A footprint beyond the caches: 8 times the last level, at least 256 MiB and at most 1 GiB, nor more than a quarter
+/// of the memory that is free now. (A virtual machine may name a last level of which it has but a share.)
 std::size_t memory_footprint();
 
 }  // namespace nibble

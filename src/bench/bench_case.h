@@ -16,25 +16,25 @@ namespace nibble {
 
 /// What is to be measured. The strings are as users write them.
 struct BenchCase {
-  std::string folder;            // of the model
+  std::string folder;  // of the model
   std::string device = "cpu";
   std::string kernel = "auto";
-  std::string dtype;             // compute type; empty: the engine's choice
-  std::string kv_dtype;          // empty: as compute
+  std::string dtype;               // compute type; empty: the engine's choice
+  std::string kv_dtype;            // empty: as compute
   std::int64_t prefill_chunk = 0;  // 0: the engine's choice
   bool fuse = true;
 
-  bool speed = true;             // measure generation; false: only the perplexity
+  bool speed = true;  // measure generation; false: only the perplexity
   std::int64_t batch_size = 1;
   std::int64_t prompt_length = 256;
   std::int64_t new_tokens = 256;
   std::int64_t num_batches = 10;
-  std::uint64_t seed = 1;        // of the random prompts
+  std::uint64_t seed = 1;  // of the random prompts
 
-  std::string perplexity_file;   // empty: none
+  std::string perplexity_file;  // empty: none
   std::string perplexity_procedure = "gptq2048";
-  std::int64_t perplexity_context = 0;    // 0: the procedure's own
-  std::int64_t perplexity_windows = 0;    // 0: all; else at most so many
+  std::int64_t perplexity_context = 0;  // 0: the procedure's own
+  std::int64_t perplexity_windows = 0;  // 0: all; else at most so many
 };
 
 /// What a model is, as the benchmark's columns have it.
@@ -49,7 +49,7 @@ struct BenchResult {
   std::string error;  // why there are no figures; empty where there are
 
   QuantisationFacts quantisation;
-  std::string kernels;   // which kernels run the sites: "packed x120, dense x1"
+  std::string kernels;  // which kernels run the sites: "packed x120, dense x1"
   std::string dtype;
   std::string kv_dtype;
   std::string isa;
@@ -63,8 +63,8 @@ struct BenchResult {
   std::vector<double> prefill_seconds;
   std::vector<double> step_seconds;
 
-  Cost prefill_cost;  // the least that the prompt's pass must move and compute
-  Cost step_cost;     // of a decode step, at the middle of the generation
+  Cost prefill_cost;            // the least that the prompt's pass must move and compute
+  Cost step_cost;               // of a decode step, at the middle of the generation
   ReadBandwidth own_bandwidth;  // reading a footprint of step_cost.bytes, by the same threads, right after
 
   ResidentMemory memory;  // peaks
@@ -72,8 +72,8 @@ struct BenchResult {
   std::size_t planned_weights = 0;
   std::size_t planned_kv_cache = 0;
 
-  std::int64_t verified_sites = 0;   // distinct shapes
-  double verified_error = 0;         // the largest, as a share of the bound that its kernel states
+  std::int64_t verified_sites = 0;  // distinct shapes
+  double verified_error = 0;        // the largest, as a share of the bound that its kernel states
 
   std::optional<double> perplexity;
   std::optional<double> perplexity_running;  // the mean of the running values

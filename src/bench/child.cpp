@@ -19,8 +19,8 @@ namespace nibble {
 namespace {
 
 std::atomic<int> noted_signal{0};
-struct sigaction action_before_int {};
-struct sigaction action_before_term {};
+struct sigaction action_before_int{};
+struct sigaction action_before_term{};
 
 extern "C" void note_signal(int number) { noted_signal.store(number, std::memory_order_relaxed); }
 
@@ -89,7 +89,7 @@ pid_t spawn(const std::filesystem::path& program, const std::vector<std::string>
 
 InterruptGuard::InterruptGuard() {
   noted_signal.store(0);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = note_signal;
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, &action_before_int);

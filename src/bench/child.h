@@ -34,8 +34,8 @@ inline constexpr int kReportDescriptor = 3;
 std::filesystem::path own_program();
 
 /// Runs `program` with these arguments, in a process group of its own, so that the terminal's ^C comes to this process
-/// alone. What it prints to stdout goes to stderr; each line that it writes to descriptor kReportDescriptor goes to on_line.
-/// Once InterruptGuard has noted a signal, the child is killed. Throws Error when it cannot be started.
+/// alone. What it prints to stdout goes to stderr; each line that it writes to descriptor kReportDescriptor goes to
+/// on_line. Once InterruptGuard has noted a signal, the child is killed. Throws Error when it cannot be started.
 ChildEnd run_child(const std::filesystem::path& program, const std::vector<std::string>& arguments,
                    const std::function<void(std::string_view line)>& on_line);
 

@@ -20,7 +20,7 @@ ResidentMemory resident_memory() {
   ResidentMemory out;
   std::ifstream in("/proc/self/status");
   for (std::string word; in >> word;) {
-    std::size_t* field = word == "VmRSS:"   ? &out.resident
+    std::size_t* field = word == "VmRSS:"     ? &out.resident
                          : word == "VmHWM:"   ? &out.peak_resident
                          : word == "RssAnon:" ? &out.anonymous
                          : word == "RssFile:" ? &out.file
@@ -82,7 +82,8 @@ std::optional<double> cached_share(const std::filesystem::path& file) {
   std::vector<unsigned char> resident((mapped.bytes().size() + page - 1) / page);
   void* address = const_cast<std::byte*>(mapped.bytes().data());
   if (::mincore(address, mapped.bytes().size(), resident.data()) != 0) return std::nullopt;
-  const auto count = std::count_if(resident.begin(), resident.end(), [](unsigned char flags) { return (flags & 1) != 0; });
+  const auto count =
+      std::count_if(resident.begin(), resident.end(), [](unsigned char flags) { return (flags & 1) != 0; });
   return static_cast<double>(count) / static_cast<double>(resident.size());
 }
 

@@ -40,8 +40,8 @@ class MemoryWatch {
   std::unique_ptr<State> state_;
 };
 
-/// The part of the file's bytes, 0 to 1, that the system already has in memory; nothing where it does not tell (it tells
-/// only those who may write the file).
+/// The part of the file's bytes, 0 to 1, that the system already has in memory; nothing where it does not tell (it
+/// tells only those who may write the file).
 std::optional<double> cached_share(const std::filesystem::path& file);
 
 }  // namespace nibble

@@ -39,7 +39,8 @@ std::vector<Window> windows_of(std::int64_t tokens, const PerplexityOptions& o) 
     std::int64_t scored_until = 0;
     for (std::int64_t begin = 0; scored_until < tokens; begin += o.stride) {
       const std::int64_t end = std::min(begin + o.context, tokens);
-      // Targets from scored_until on count; the target at t is predicted at t - 1, and the first of a window by nothing.
+      // Targets from scored_until on count; the target at t is predicted at t - 1, and the first of a window by
+      // nothing.
       const std::int64_t first_target = std::max(scored_until, begin + 1);
       if (first_target < end) out.push_back({begin, end, first_target - 1 - begin});
       scored_until = end;
@@ -48,7 +49,8 @@ std::vector<Window> windows_of(std::int64_t tokens, const PerplexityOptions& o) 
   }
   const bool second_half = o.procedure != PerplexityProcedure::gptq2048;
   // AutoGPTQ skips at most 512 positions, whatever the context.
-  const std::int64_t half = o.procedure == PerplexityProcedure::autogptq ? std::min<std::int64_t>(512, o.context / 2) : o.context / 2;
+  const std::int64_t half =
+      o.procedure == PerplexityProcedure::autogptq ? std::min<std::int64_t>(512, o.context / 2) : o.context / 2;
   for (std::int64_t begin = 0; begin + o.context <= tokens; begin += o.context) {
     out.push_back({begin, begin + o.context, second_half ? half : 0});
   }
@@ -86,14 +88,16 @@ std::string_view name_of(PerplexityProcedure procedure) {
   return {};
 }
 
-PerplexityResult measure_perplexity(const ScoreFunction& score, std::int64_t vocab, std::span<const std::int32_t> tokens,
-                                    const BosRule& bos, const PerplexityOptions& options,
+PerplexityResult measure_perplexity(const ScoreFunction& score, std::int64_t vocab,
+                                    std::span<const std::int32_t> tokens, const BosRule& bos,
+                                    const PerplexityOptions& options,
                                     const std::function<void(std::int64_t, std::int64_t)>& progress) {
   check_options(options);
   const bool bos_each = options.procedure == PerplexityProcedure::autogptq ||
                         (options.procedure == PerplexityProcedure::llama_cpp && bos.added);
   if (bos_each && !bos.token) {
-    fail("the procedure {} starts every window with a BOS token, and this tokenizer has none: take another procedure", name_of(options.procedure));
+    fail("the procedure {} starts every window with a BOS token, and this tokenizer has none: take another procedure",
+         name_of(options.procedure));
   }
   std::vector<Window> windows = windows_of(static_cast<std::int64_t>(tokens.size()), options);
   const std::size_t least = options.procedure == PerplexityProcedure::llama_cpp ? 2 : 1;
@@ -128,7 +132,8 @@ PerplexityResult measure_perplexity(const ScoreFunction& score, std::int64_t voc
         }
       });
       for (const double loss : losses) {
-        if (!std::isfinite(loss)) fail("the model's logits for the text from token {} on are not finite", window.begin + first_row);
+        if (!std::isfinite(loss))
+          fail("the model's logits for the text from token {} on are not finite", window.begin + first_row);
         sum += loss;
         squares += loss * loss;
         ++out.scored_tokens;
@@ -139,15 +144,16 @@ PerplexityResult measure_perplexity(const ScoreFunction& score, std::int64_t voc
   progress(out.windows, out.windows);
   const double count = static_cast<double>(out.scored_tokens);
   out.perplexity = out.running.back();
-  out.mean_of_running = std::accumulate(out.running.begin(), out.running.end(), 0.0) / static_cast<double>(out.running.size());
+  out.mean_of_running =
+      std::accumulate(out.running.begin(), out.running.end(), 0.0) / static_cast<double>(out.running.size());
   const double mean = sum / count;
   const double variance = std::max(0.0, squares / count - mean * mean);
   out.error = count > 1 ? out.perplexity * std::sqrt(variance / (count - 1)) : 0;
   return out;
 }
 
-PerplexityResult measure_perplexity_of_file(Engine& engine, const Tokenizer& tokenizer, const std::filesystem::path& file,
-                                            const PerplexityOptions& options,
+PerplexityResult measure_perplexity_of_file(Engine& engine, const Tokenizer& tokenizer,
+                                            const std::filesystem::path& file, const PerplexityOptions& options,
                                             const std::function<void(std::int64_t, std::int64_t)>& progress) {
   check_options(options);
   const std::string text = read_text_file(file, kLargestText);
@@ -155,8 +161,9 @@ PerplexityResult measure_perplexity_of_file(Engine& engine, const Tokenizer& tok
   BosRule bos;
   bos.token = tokenizer.special().bos;
   bos.added = bos.token && !tokens.empty() && tokens[0] == *bos.token;
-  return measure_perplexity([&engine](auto ids, std::int64_t first, const auto& consume) { engine.score(ids, first, consume); },
-                            engine.program().vocab, tokens, bos, options, progress);
+  return measure_perplexity(
+      [&engine](auto ids, std::int64_t first, const auto& consume) { engine.score(ids, first, consume); },
+      engine.program().vocab, tokens, bos, options, progress);
 }
 
 }  // namespace nibble

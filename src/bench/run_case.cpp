@@ -45,13 +45,15 @@ EngineOptions engine_options(const BenchCase& c) {
 }
 
 /// optimum's prompts: uniform ids without the first and the last, which tend to be special tokens.
-std::vector<std::vector<std::int32_t>> random_prompts(std::int64_t batch, std::int64_t length, std::int64_t vocab, std::uint64_t seed) {
+std::vector<std::vector<std::int32_t>> random_prompts(std::int64_t batch, std::int64_t length, std::int64_t vocab,
+                                                      std::uint64_t seed) {
   if (vocab < 4) fail("the model's vocabulary of {} entries is too small for random prompts", vocab);
   std::mt19937_64 random(seed);
   std::vector<std::vector<std::int32_t>> prompts(static_cast<std::size_t>(batch));
   for (auto& prompt : prompts) {
     prompt.resize(static_cast<std::size_t>(length));
-    for (std::int32_t& id : prompt) id = static_cast<std::int32_t>(1 + random() % static_cast<std::uint64_t>(vocab - 2));
+    for (std::int32_t& id : prompt)
+      id = static_cast<std::int32_t>(1 + random() % static_cast<std::uint64_t>(vocab - 2));
   }
   return prompts;
 }
@@ -77,7 +79,8 @@ std::string kernels_of(const std::vector<SiteInfo>& sites) {
   std::vector<std::pair<std::string, int>> order(count.begin(), count.end());
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
   std::string out;
-  for (const auto& [kernel, sites_of_it] : order) out += fmt::format("{}{} x{}", out.empty() ? "" : ", ", kernel, sites_of_it);
+  for (const auto& [kernel, sites_of_it] : order)
+    out += fmt::format("{}{} x{}", out.empty() ? "" : ", ", kernel, sites_of_it);
   return out;
 }
 
@@ -90,12 +93,14 @@ QuantisationFacts facts_of(const Checkpoint& checkpoint, const std::vector<SiteI
   facts.group_size = config->linear.group_size;
   // What the tensors say, not the configuration: desc_act may have left the order as it was.
   for (const SiteInfo& site : sites) {
-    for (const LinearDesc& part : site.site.parts) facts.act_order = facts.act_order || (part.gptq && part.gptq->act_order);
+    for (const LinearDesc& part : site.site.parts)
+      facts.act_order = facts.act_order || (part.gptq && part.gptq->act_order);
   }
   return facts;
 }
 
-void measure_speed(Engine& engine, const BenchCase& c, MemoryWatch& watch, const CaseProgress& progress, BenchResult& out) {
+void measure_speed(Engine& engine, const BenchCase& c, MemoryWatch& watch, const CaseProgress& progress,
+                   BenchResult& out) {
   const auto prompts = random_prompts(c.batch_size, c.prompt_length, engine.program().vocab, c.seed);
   GenerateOptions options;
   options.max_new_tokens = c.new_tokens;
@@ -126,11 +131,10 @@ void measure_perplexity(Engine& engine, const BenchCase& c, const CaseProgress& 
   PerplexityOptions options = perplexity_options(c.perplexity_procedure);
   if (c.perplexity_context > 0) options.context = c.perplexity_context;
   options.max_windows = c.perplexity_windows;
-  const PerplexityResult measured =
-      measure_perplexity_of_file(engine, tokenizer, c.perplexity_file, options,
-                                 [&](std::int64_t done, std::int64_t total) {
-                                   progress("perplexity", static_cast<double>(done) / static_cast<double>(total));
-                                 });
+  const PerplexityResult measured = measure_perplexity_of_file(
+      engine, tokenizer, c.perplexity_file, options, [&](std::int64_t done, std::int64_t total) {
+        progress("perplexity", static_cast<double>(done) / static_cast<double>(total));
+      });
   out.perplexity = measured.perplexity;
   out.perplexity_running = measured.mean_of_running;
   out.perplexity_error = measured.error;
@@ -157,7 +161,8 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   out.cached_share = weights_cached(*checkpoint);
 
   progress("verifying kernels", 0);
-  // A decode step's rows and a prompt's, but no more than it takes to tell the kernels' ways for few and many rows apart.
+  // A decode step's rows and a prompt's, but no more than it takes to tell the kernels' ways for few and many rows
+  // apart.
   constexpr std::int64_t kMostRows = 64;
   const std::int64_t step_rows = std::min(kMostRows, c.batch_size);
   std::vector<std::int64_t> rows = {step_rows};
@@ -183,7 +188,8 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   if (!c.perplexity_file.empty()) measure_perplexity(engine, c, progress, out);
   watch.stop();
   out.memory = watch.peak();
-  if (c.speed) out.own_bandwidth = measure_read_bandwidth(static_cast<std::size_t>(out.step_cost.bytes), kBandwidthSeconds);
+  if (c.speed)
+    out.own_bandwidth = measure_read_bandwidth(static_cast<std::size_t>(out.step_cost.bytes), kBandwidthSeconds);
   return out;
 }
 

@@ -72,7 +72,8 @@ BenchResult run_in_child(const std::string& program, std::vector<std::string> ar
   // A result that came before the process died on its way out is a result.
   if (result) return *result;
   BenchResult out;
-  out.error = end.interrupted ? "was interrupted" : fmt::format("the case's process {} (while {})", describe(end), last);
+  out.error =
+      end.interrupted ? "was interrupted" : fmt::format("the case's process {} (while {})", describe(end), last);
   return out;
 }
 

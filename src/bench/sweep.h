@@ -11,11 +11,11 @@ namespace nibble {
 
 /// A model with a way of running it: what a row of the table is about.
 struct BenchSystem {
-  std::string model;   // as the user named it
+  std::string model;  // as the user named it
   std::string folder;
   bool gptq = false;
   std::string kernel;
-  std::string dtype;   // empty: the engine's choice
+  std::string dtype;  // empty: the engine's choice
 
   friend bool operator==(const BenchSystem&, const BenchSystem&) = default;
 };
@@ -41,8 +41,9 @@ std::vector<SweepCase> cases_of(const BenchSweep& sweep);
 std::vector<SweepCase> perplexity_cases_of(const BenchSweep& sweep);
 
 /// Runs one case in a child: `program` with `arguments`, then the case as JSON. The child answers with lines of JSON:
-/// {"progress": "warm-up", "share": 0.1}, and at the end {"result": {...}}. A child that ends without a result, or whose
-/// result is an error, gives a result whose `error` says so. `interrupted` is set when this process was interrupted.
+/// {"progress": "warm-up", "share": 0.1}, and at the end {"result": {...}}. A child that ends without a result, or
+/// whose result is an error, gives a result whose `error` says so. `interrupted` is set when this process was
+/// interrupted.
 BenchResult run_in_child(const std::string& program, std::vector<std::string> arguments, const BenchCase& bench_case,
                          const std::function<void(std::string_view what, double share)>& progress, bool& interrupted);
 

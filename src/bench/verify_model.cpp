@@ -16,11 +16,14 @@ namespace {
 
 /// Equal for sites that a kernel cannot tell apart but by their values.
 std::string shape_of(const LoweredNode& node) {
-  std::string out = fmt::format("{} {} {} {} ", node.kernel->name(), static_cast<int>(node.site.prologue.kind),
-                                static_cast<int>(node.site.epilogue.kind), static_cast<int>(node.site.epilogue.activation));
+  std::string out =
+      fmt::format("{} {} {} {} ", node.kernel->name(), static_cast<int>(node.site.prologue.kind),
+                  static_cast<int>(node.site.epilogue.kind), static_cast<int>(node.site.epilogue.activation));
   for (const LinearDesc& part : node.site.parts) {
     out += fmt::format("{}x{}{}", part.in_features, part.out_features, part.bias ? "b" : "");
-    if (part.gptq) out += fmt::format(" q{} g{} {} {}", part.gptq->bits, part.gptq->group_size, part.gptq->act_order, part.gptq->symmetric);
+    if (part.gptq)
+      out += fmt::format(" q{} g{} {} {}", part.gptq->bits, part.gptq->group_size, part.gptq->act_order,
+                         part.gptq->symmetric);
     out += ";";
   }
   return out;
@@ -28,7 +31,8 @@ std::string shape_of(const LoweredNode& node) {
 
 }  // namespace
 
-ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options, std::span<const std::int64_t> rows) {
+ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options,
+                               std::span<const std::int64_t> rows) {
   const std::unique_ptr<Backend> backend = make_backend(options);
   const std::unique_ptr<Stream> stream = backend->device().make_stream();
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
@@ -45,7 +49,9 @@ ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions
       VerifyOptions verify_options;
       verify_options.rows = count;
       const VerifyResult result = verify(*node.kernel, *packed, node.site, tensors, verify_options, backend->device());
-      if (!result.ok) fail("{} is not timed: on {} with {} rows, {}", node.kernel->name(), node.site.parts.front().name, count, result.sentence);
+      if (!result.ok)
+        fail("{} is not timed: on {} with {} rows, {}", node.kernel->name(), node.site.parts.front().name, count,
+             result.sentence);
       if (result.bound > 0) out.error = std::max(out.error, result.error / result.bound);
     }
     ++out.sites;

@@ -1,4 +1,5 @@
-// Measured means verified: a kernel is timed on a model only after it has agreed with the reference on the model's weights.
+// Measured means verified: a kernel is timed on a model only after it has agreed with the reference on the model's
+// weights.
 #pragma once
 
 #include "engine/engine.h"
@@ -14,8 +15,10 @@ struct ModelVerification {
   double error = 0;        // the largest, as a share of the bound that its kernel states
 };
 
-/// Verifies (kernels/verify.h) one site of each distinct kernel, shape, format and fusion that an engine with these options
-/// would run, for each count of rows. Throws Error that names the site, the kernel and the figures where one disagrees.
-ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options, std::span<const std::int64_t> rows);
+/// Verifies (kernels/verify.h) one site of each distinct kernel, shape, format and fusion that an engine with these
+/// options would run, for each count of rows. Throws Error that names the site, the kernel and the figures where one
+/// disagrees.
+ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options,
+                               std::span<const std::int64_t> rows);
 
 }  // namespace nibble

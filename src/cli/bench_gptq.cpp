@@ -31,9 +31,11 @@ class RowFiles {
     if (o.classic) {
       const bool gptq = sweep.systems.front().gptq;
       const std::string& model = o.model.empty() ? o.gptq_model : o.model;
-      if (o.measures_speed()) classic_.emplace(classic_csv_name(model, gptq), csv_header(classic_csv_columns()), o.overwrite);
+      if (o.measures_speed())
+        classic_.emplace(classic_csv_name(model, gptq), csv_header(classic_csv_columns()), o.overwrite);
       if (o.ppl_given) {
-        perplexity_.emplace(classic_perplexity_name(model, gptq), csv_header(classic_perplexity_columns()), o.overwrite);
+        perplexity_.emplace(classic_perplexity_name(model, gptq), csv_header(classic_perplexity_columns()),
+                            o.overwrite);
       }
     }
     if (!o.out_folder.empty()) {
@@ -71,10 +73,12 @@ class Bench {
   int run() {
     const InterruptGuard guard;
     // optimum's table has no column for it.
-    if (!options_.classic || !options_.out_folder.empty()) memory_ = measure_read_bandwidth(memory_footprint(), kMemorySeconds);
+    if (!options_.classic || !options_.out_folder.empty())
+      memory_ = measure_read_bandwidth(memory_footprint(), kMemorySeconds);
     if (!options_.out_folder.empty()) {
       const auto manifest = std::filesystem::path(options_.out_folder) / "manifest.json";
-      write_text_file(manifest, bench_manifest(sweep_, memory_, started_, caption(), before(manifest), manifest.string()));
+      write_text_file(manifest,
+                      bench_manifest(sweep_, memory_, started_, caption(), before(manifest), manifest.string()));
     }
     const std::vector<SweepCase> texts = perplexity_cases_of(sweep_);
     const std::vector<SweepCase> speeds = options_.measures_speed() ? cases_of(sweep_) : std::vector<SweepCase>();
@@ -105,20 +109,23 @@ class Bench {
 
   BenchResult measure(const SweepCase& one, Progress& progress) {
     const BenchCase& c = one.bench_case;
-    const std::string what = c.speed ? fmt::format("{}, batch {}, prompt {}, {} new", one.system.kernel, c.batch_size, c.prompt_length, c.new_tokens)
+    const std::string what = c.speed ? fmt::format("{}, batch {}, prompt {}, {} new", one.system.kernel, c.batch_size,
+                                                   c.prompt_length, c.new_tokens)
                                      : one.system.kernel;
-    std::vector<std::string> arguments = {"bench", "case", "--threads", std::to_string(ThreadPool::instance().threads()), "--isa",
-                                          std::string(name_of(active_isa()))};
+    std::vector<std::string> arguments = {"bench",     "case",
+                                          "--threads", std::to_string(ThreadPool::instance().threads()),
+                                          "--isa",     std::string(name_of(active_isa()))};
     // What is odd about a model is said once.
     if (std::find(warned_.begin(), warned_.end(), one.system) != warned_.end()) arguments.emplace_back("--quiet");
     warned_.push_back(one.system);
     bool interrupted = false;
     const std::int64_t before = done_++ * kSteps;
-    return run_in_child(own_program().string(), arguments, c,
-                        [&](std::string_view stage, double share) {
-                          progress.update(before + static_cast<std::int64_t>(share * kSteps), fmt::format("{}: {}", what, stage));
-                        },
-                        interrupted);
+    return run_in_child(
+        own_program().string(), arguments, c,
+        [&](std::string_view stage, double share) {
+          progress.update(before + static_cast<std::int64_t>(share * kSteps), fmt::format("{}: {}", what, stage));
+        },
+        interrupted);
   }
 
   void add_perplexity(const BenchSystem& system, BenchResult& result) const {
@@ -195,11 +202,13 @@ class Bench {
   bool failed_ = false;
 };
 
-const CommandRegistration registration({"bench gptq", "speed, memory, load time and accuracy of a model, by kernel and batch size", [](CLI::App& app) {
-  auto options = std::make_shared<BenchGptqOptions>();
-  options->add_to(app);
-  return [options] { return Bench(*options, options->to_sweep()).run(); };
-}});
+const CommandRegistration registration({"bench gptq",
+                                        "speed, memory, load time and accuracy of a model, by kernel and batch size",
+                                        [](CLI::App& app) {
+                                          auto options = std::make_shared<BenchGptqOptions>();
+                                          options->add_to(app);
+                                          return [options] { return Bench(*options, options->to_sweep()).run(); };
+                                        }});
 
 }  // namespace
 }  // namespace nibble

@@ -7,8 +7,8 @@
 #include "formats/quant_config.h"
 #include "kernels/registry.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/ranges.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 
@@ -33,8 +33,9 @@ CLI::Option* add_list(CLI::App& app, const std::string& name, std::vector<T>& va
 }  // namespace
 
 void BenchGptqOptions::add_to(CLI::App& app) {
-  app.add_option_function<std::int64_t>("--num-batches", [this](std::int64_t v) { num_batches = v, num_batches_given_ = true; },
-                                        "timed generations of each row (10)")
+  app.add_option_function<std::int64_t>(
+         "--num-batches", [this](std::int64_t v) { num_batches = v, num_batches_given_ = true; },
+         "timed generations of each row (10)")
       ->check(CLI::PositiveNumber);
   add_list(app, "--batch-size", batch_size, "sequences at a time, a list (1)")->check(CLI::PositiveNumber);
   add_list(app, "--prompt-length", prompt_length, "tokens a prompt, a list (256)")
@@ -51,7 +52,8 @@ void BenchGptqOptions::add_to(CLI::App& app) {
   app.add_flag("--sweep", sweep, "batch sizes 1,2,4,8,16, prompts of 512, 512 new tokens");
   app.add_flag("--prefill", prefill, "measure the prompt only: 1 new token");
   app.add_flag("--decode", decode, "measure decoding only: prompts of 1 token");
-  app.add_flag("--generate", generate, "measure speed (this is what it does in any case, but for --classic with --ppl)");
+  app.add_flag("--generate", generate,
+               "measure speed (this is what it does in any case, but for --classic with --ppl)");
   app.add_option_function<std::vector<std::string>>(
          "--ppl", [this](const std::vector<std::string>& v) { ppl_given = true, ppl = v.empty() ? "" : v.front(); },
          "measure perplexity on this text file, too")
@@ -62,11 +64,13 @@ void BenchGptqOptions::add_to(CLI::App& app) {
   app.add_flag("--use-exllama", unsupported_exllama_)->group("");
   app.add_option("--exllama-version", unsupported_exllama_version_)->group("");
 
-  add_list(app, "--kernel", kernel, "kernels for the GPTQ model, a list: names (see `nibble kernels`), auto, all (auto)");
+  add_list(app, "--kernel", kernel,
+           "kernels for the GPTQ model, a list: names (see `nibble kernels`), auto, all (auto)");
   add_list(app, "--dtype", dtype, "what linear layers compute in, a list: f32, bf16 (by the model)");
   app.add_option("--kv-dtype", kv_dtype, "type of the KV cache: f32, bf16, f16 (as --dtype)");
   app.add_option("--device", device, "device to run on (cpu)");
-  app.add_option("--prefill-chunk", prefill_chunk, "rows of the prompt a pass (0: by the device)")->check(CLI::NonNegativeNumber);
+  app.add_option("--prefill-chunk", prefill_chunk, "rows of the prompt a pass (0: by the device)")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--no-fuse", no_fuse, "run every node of the model by itself");
   app.add_option("--seed", seed, "of the random prompts (1)");
   app.add_option("--procedure", procedure, "of --ppl: gptq2048, autogptq, llama.cpp, strided (gptq2048)");
@@ -84,14 +88,19 @@ void BenchGptqOptions::refuse_what_is_not_here() const {
     fail_usage("--task {}: only text-generation is measured here; leave the flag out or say so", task);
   }
   if (unsupported_bitsandbytes_) {
-    fail_usage("--bitsandbytes: there is no bitsandbytes row on the CPU; full precision and the kernels of `nibble kernels` are there");
+    fail_usage(
+        "--bitsandbytes: there is no bitsandbytes row on the CPU; full precision and the kernels of `nibble kernels` "
+        "are there");
   }
   if (unsupported_marlin_) {
-    fail_usage("--use-marlin: marlin is a kernel for NVIDIA GPUs, and this device is the CPU; --kernel packed is the fused kernel here");
+    fail_usage(
+        "--use-marlin: marlin is a kernel for NVIDIA GPUs, and this device is the CPU; --kernel packed is the fused "
+        "kernel here");
   }
   if (unsupported_exllama_ || unsupported_exllama_version_ != 0) {
-    fail_usage("{}: exllama is a kernel for NVIDIA GPUs, and this device is the CPU; --kernel packed is the fused kernel here",
-               unsupported_exllama_ ? "--use-exllama" : "--exllama-version");
+    fail_usage(
+        "{}: exllama is a kernel for NVIDIA GPUs, and this device is the CPU; --kernel packed is the fused kernel here",
+        unsupported_exllama_ ? "--use-exllama" : "--exllama-version");
   }
   if (prefill && decode) fail_usage("--prefill and --decode contradict each other: give one");
   if (model.empty() && gptq_model.empty()) fail_usage("--model is missing: name the model to measure");
@@ -134,7 +143,8 @@ std::vector<std::string> BenchGptqOptions::quantised_kernels(const std::string& 
 std::vector<BenchSystem> BenchGptqOptions::systems() const {
   std::vector<BenchSystem> out;
   const std::vector<std::string> dtypes = dtype.empty() ? std::vector<std::string>{""} : dtype;
-  const auto add = [&](const std::string& name, const std::string& folder, bool quantised, const std::vector<std::string>& kernels) {
+  const auto add = [&](const std::string& name, const std::string& folder, bool quantised,
+                       const std::vector<std::string>& kernels) {
     for (const std::string& one : kernels) {
       for (const std::string& type : dtypes) out.push_back({name, folder, quantised, one, type});
     }
@@ -152,19 +162,25 @@ std::vector<BenchSystem> BenchGptqOptions::systems() const {
   if (gptq && quantised_name.empty()) fail_usage("--gptq needs --gptq-model: {} is not a GPTQ model", model);
   if (!dense_folder.empty() && !gptq) {
     // A kernel other than dense is for the quantised model; where there is none, it is for this one.
-    add(model, dense_folder, false, quantised_name.empty() && !kernel.empty() ? quantised_kernels(dense_folder) : std::vector<std::string>{"dense"});
+    add(model, dense_folder, false,
+        quantised_name.empty() && !kernel.empty() ? quantised_kernels(dense_folder)
+                                                  : std::vector<std::string>{"dense"});
   }
   const bool wants_quantised = gptq || (!classic && !quantised_name.empty());
   if (wants_quantised) {
     const std::string folder = resolve_model(quantised_name, revision).string();
-    if (!find_quant_config(folder)) fail("--gptq-model {}: there is no GPTQ configuration in {}", quantised_name, folder);
+    if (!find_quant_config(folder))
+      fail("--gptq-model {}: there is no GPTQ configuration in {}", quantised_name, folder);
     add(quantised_name, folder, true, quantised_kernels(folder));
   }
-  if (out.empty()) fail_usage("nothing is left to measure: without --gptq, --classic measures --model, which is missing");
+  if (out.empty())
+    fail_usage("nothing is left to measure: without --gptq, --classic measures --model, which is missing");
   return out;
 }
 
-std::int64_t BenchGptqOptions::batches() const { return shortened && !num_batches_given_ ? kShortBatches : num_batches; }
+std::int64_t BenchGptqOptions::batches() const {
+  return shortened && !num_batches_given_ ? kShortBatches : num_batches;
+}
 
 std::vector<std::int64_t> BenchGptqOptions::prompts() const {
   if (decode) return {1};
@@ -202,7 +218,8 @@ BenchSweep BenchGptqOptions::to_sweep() const {
 std::string BenchGptqOptions::caption() const {
   std::string text = fmt::format("Prompt length {}, {} new tokens, greedy; one generation to warm up, then {} timed.",
                                  fmt::join(prompts(), ", "), fmt::join(tokens(), ", "), batches());
-  if (shortened) text += " This is a shortened protocol; the full one has prompts of 512, 512 new tokens and 10 timed generations.";
+  if (shortened)
+    text += " This is a shortened protocol; the full one has prompts of 512, 512 new tokens and 10 timed generations.";
   return text;
 }
 

@@ -52,8 +52,8 @@ struct BenchGptqOptions {
 
   void add_to(CLI::App& app);
 
-  /// The sweep that the flags ask for: models found, kernels listed. UsageError for flags that contradict each other or ask
-  /// for what this device does not have; Error where a model cannot be found.
+  /// The sweep that the flags ask for: models found, kernels listed. UsageError for flags that contradict each other or
+  /// ask for what this device does not have; Error where a model cannot be found.
   BenchSweep to_sweep() const;
   /// False where only the perplexity is asked for, as --ppl without --generate does in optimum's script.
   bool measures_speed() const { return !(classic && ppl_given) || generate; }

@@ -8,8 +8,8 @@
 #include "formats/json.h"
 #include "formats/quant_config.h"
 
-#include <nlohmann/json.hpp>
 #include <sys/utsname.h>
+#include <nlohmann/json.hpp>
 
 #include <ctime>
 #include <set>
@@ -49,7 +49,10 @@ Json machine() {
 
 Json model_of(const BenchSystem& system) {
   const Checkpoint checkpoint(system.folder);
-  Json out = {{"model", system.model}, {"folder", system.folder}, {"hash", checkpoint.hash()}, {"tensor_bytes", checkpoint.total_bytes()}};
+  Json out = {{"model", system.model},
+              {"folder", system.folder},
+              {"hash", checkpoint.hash()},
+              {"tensor_bytes", checkpoint.total_bytes()}};
   if (const auto quant = find_quant_config(system.folder)) out["quantization"] = quant->to_json();
   return out;
 }
@@ -69,7 +72,8 @@ std::string bench_manifest(const BenchSweep& sweep, const ReadBandwidth& memory,
                            const std::string& protocol, const std::string& before, const std::string& where) {
   Json runs = Json::array();
   if (!before.empty()) runs = parse_ordered_json(before, where);
-  if (!runs.is_array()) fail_usage("{} is not a list of runs; name another folder, or give --overwrite to replace it", where);
+  if (!runs.is_array())
+    fail_usage("{} is not a list of runs; name another folder, or give --overwrite to replace it", where);
   Json out;
   out["started"] = started;
   out["command"] = command_line();

@@ -64,8 +64,15 @@ Cell classic_kernel(const BenchRow& row) {
 std::vector<Cell> classic_table_row(const BenchRow& row) {
   const QuantisationFacts& quant = row.result.quantisation;
   const Derived d(row);
-  return {row.system.gptq, quantised(row, quant.act_order), quantised(row, quant.bits), quantised(row, quant.group_size), classic_kernel(row), row.result.load.total,
-          number_or_none(d.token.mean * kMs), number_or_none(d.throughput), megabytes(row.result.memory.peak_resident)};
+  return {row.system.gptq,
+          quantised(row, quant.act_order),
+          quantised(row, quant.bits),
+          quantised(row, quant.group_size),
+          classic_kernel(row),
+          row.result.load.total,
+          number_or_none(d.token.mean * kMs),
+          number_or_none(d.throughput),
+          megabytes(row.result.memory.peak_resident)};
 }
 
 std::string classic_name(std::string_view model, bool gptq, std::string_view end) {
@@ -130,9 +137,11 @@ std::vector<Field> fields(const BenchRow& row) {
       {{"step_gb_s", "Read in decode (GB/s)"}, number_or_none(d.step_bytes_rate * kGb)},
       {{"bandwidth_share_percent", "Share of bandwidth (%)", 1}, share(d.step_bytes_rate, limit)},
       {{"bound", "Bandwidth of"}, text_or_none(bound)},
-      {{"own_footprint_gb_s", "Bandwidth, own footprint (GB/s)"}, number_or_none(r.own_bandwidth.bytes_per_second * kGb)},
-      {{"own_footprint_share_percent", "Share of it (%)", 1}, share(d.step_bytes_rate, r.own_bandwidth.bytes_per_second)},
-      {{"memory_gb_s", "Bandwidth, memory (GB/s)"}, number_or_none(row.memory_bandwidth * kGb)},
+      {{"own_footprint_gb_s", "Bandwidth own footprint (GB/s)"},
+       number_or_none(r.own_bandwidth.bytes_per_second * kGb)},
+      {{"own_footprint_share_percent", "Share of it (%)", 1},
+       share(d.step_bytes_rate, r.own_bandwidth.bytes_per_second)},
+      {{"memory_gb_s", "Bandwidth memory (GB/s)"}, number_or_none(row.memory_bandwidth * kGb)},
       {{"memory_share_percent", "Share of memory's (%)", 1}, share(d.step_bytes_rate, row.memory_bandwidth)},
       {{"prefill_gflop_s", "Prefill (GFLOP/s)", 1}, number_or_none(d.prefill_flops_rate * kGb)},
       {{"anonymous_mb", "Anonymous (MB)"}, megabytes(r.memory.anonymous)},
@@ -147,7 +156,7 @@ std::vector<Field> fields(const BenchRow& row) {
       {{"verified_sites", "Verified shapes"}, r.verified_sites > 0 ? Cell(r.verified_sites) : Cell()},
       {{"verified_error", "Error of bound", 3}, r.verified_sites > 0 ? Cell(r.verified_error) : Cell()},
       {{"perplexity", "Perplexity", 3}, optional_number(r.perplexity)},
-      {{"perplexity_running", "Perplexity, mean of running", 3}, optional_number(r.perplexity_running)},
+      {{"perplexity_running", "Perplexity mean of running", 3}, optional_number(r.perplexity_running)},
       {{"perplexity_error", "Perplexity +-", 3}, optional_number(r.perplexity_error)},
       {{"perplexity_procedure", "Procedure"}, text_or_none(row.perplexity_procedure)},
       {{"started", "Started"}, text_or_none(row.started)},
@@ -165,18 +174,41 @@ struct Shown {
   bool always;  // where it holds anything; the others only where they tell rows apart
 };
 constexpr std::array kShown = {
-    Shown{"model", false},      Shown{"kernel", true},          Shown{"bits", true},
-    Shown{"group_size", true},  Shown{"act_order", false},      Shown{"dtype", true},
-    Shown{"batch_size", true},  Shown{"prompt_length", false},  Shown{"new_tokens", false},
-    Shown{"load_time_s", true}, Shown{"ttft_ms", true},         Shown{"tpot_ms", true},
-    Shown{"per_token_latency_ms", true}, Shown{"latency_stddev_ms", true}, Shown{"throughput_tok_s", true},
-    Shown{"step_gb_s", true},   Shown{"bandwidth_share_percent", true}, Shown{"bound", false},
-    Shown{"anonymous_mb", true}, Shown{"file_mb", true},        Shown{"planned_mb", true},
-    Shown{"perplexity", true},  Shown{"kernels", false},        Shown{"status", false},
+    Shown{"model", false},
+    Shown{"kernel", true},
+    Shown{"bits", true},
+    Shown{"group_size", true},
+    Shown{"act_order", false},
+    Shown{"dtype", true},
+    Shown{"batch_size", true},
+    Shown{"prompt_length", false},
+    Shown{"new_tokens", false},
+    Shown{"load_time_s", true},
+    Shown{"ttft_ms", true},
+    Shown{"tpot_ms", true},
+    Shown{"per_token_latency_ms", true},
+    Shown{"latency_stddev_ms", true},
+    Shown{"throughput_tok_s", true},
+    Shown{"step_gb_s", true},
+    Shown{"bandwidth_share_percent", true},
+    Shown{"bound", false},
+    Shown{"anonymous_mb", true},
+    Shown{"file_mb", true},
+    Shown{"planned_mb", true},
+    Shown{"perplexity", true},
+    Shown{"kernels", false},
+    Shown{"status", false},
 };
 
+/// Two rows say something different; a row that says nothing does not count.
 bool varies(const Table& table, std::size_t column) {
-  return std::any_of(table.rows.begin(), table.rows.end(), [&](const auto& row) { return row[column] != table.rows.front()[column]; });
+  const Cell* first = nullptr;
+  for (const auto& row : table.rows) {
+    if (std::holds_alternative<std::monostate>(row[column])) continue;
+    if (first != nullptr && *first != row[column]) return true;
+    first = &row[column];
+  }
+  return false;
 }
 
 bool holds_something(const Table& table, std::size_t column) {
@@ -213,7 +245,8 @@ std::vector<Cell> classic_csv_row(const BenchRow& row) {
 std::string classic_tables(const std::vector<BenchRow>& rows) {
   std::vector<std::int64_t> sizes;
   for (const BenchRow& row : rows) {
-    if (std::find(sizes.begin(), sizes.end(), row.bench_case.batch_size) == sizes.end()) sizes.push_back(row.bench_case.batch_size);
+    if (std::find(sizes.begin(), sizes.end(), row.bench_case.batch_size) == sizes.end())
+      sizes.push_back(row.bench_case.batch_size);
   }
   std::string out;
   for (const std::int64_t size : sizes) {
@@ -253,7 +286,9 @@ std::vector<Cell> classic_perplexity_row(const BenchRow& row) {
 }
 
 std::string classic_csv_name(std::string_view model, bool gptq) { return classic_name(model, gptq, ".csv"); }
-std::string classic_perplexity_name(std::string_view model, bool gptq) { return classic_name(model, gptq, "_perplexity.csv"); }
+std::string classic_perplexity_name(std::string_view model, bool gptq) {
+  return classic_name(model, gptq, "_perplexity.csv");
+}
 
 std::vector<Column> bench_columns() {
   std::vector<Column> out;
@@ -271,7 +306,8 @@ Table bench_table(const std::vector<BenchRow>& rows, const std::string& caption)
   out.caption = caption;
   out.rows.resize(rows.size());
   for (const Shown& shown : kShown) {
-    const auto found = std::find_if(all.columns.begin(), all.columns.end(), [&](const Column& c) { return c.key == shown.key; });
+    const auto found =
+        std::find_if(all.columns.begin(), all.columns.end(), [&](const Column& c) { return c.key == shown.key; });
     const auto c = static_cast<std::size_t>(found - all.columns.begin());
     if (shown.always ? !holds_something(all, c) : !varies(all, c)) continue;
     out.columns.push_back(all.columns[c]);

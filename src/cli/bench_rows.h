@@ -15,10 +15,10 @@ struct BenchRow {
   BenchSystem system;
   BenchCase bench_case;
   BenchResult result;
-  double memory_bandwidth = 0;        // bytes a second, reading beyond the caches; 0: not measured
-  std::size_t last_level_cache = 0;   // bytes
-  std::string perplexity_procedure;   // empty: no perplexity
-  std::string started;                // of the run: "2026-01-31T12:00:00Z"
+  double memory_bandwidth = 0;       // bytes a second, reading beyond the caches; 0: not measured
+  std::size_t last_level_cache = 0;  // bytes
+  std::string perplexity_procedure;  // empty: no perplexity
+  std::string started;               // of the run: "2026-01-31T12:00:00Z"
 };
 
 /// The CSV file of optimum's benchmark (version of August 2023).

@@ -37,7 +37,8 @@ void print_sizes(const Checkpoint& checkpoint) {
   }
   Table table;
   table.columns = {{"dtype", "dtype"}, {"tensors", "tensors"}, {"mb", "MB"}};
-  for (const auto& [type, sum] : by_type) table.rows.push_back({type, sum.first, static_cast<double>(sum.second) / kMb});
+  for (const auto& [type, sum] : by_type)
+    table.rows.push_back({type, sum.first, static_cast<double>(sum.second) / kMb});
   fmt::print("\n{}", to_markdown(table));
 }
 
@@ -58,15 +59,16 @@ void print_quantisation(const std::filesystem::path& folder) {
     fmt::print("quantisation: none\n");
     return;
   }
-  fmt::print("quantisation: GPTQ, {} bits, group size {}, {}, {}; zeros as {} ({})\n", quant->linear.bits, quant->linear.group_size,
-             quant->linear.sym ? "symmetric" : "asymmetric", quant->linear.desc_act ? "desc_act" : "no desc_act",
+  fmt::print("quantisation: GPTQ, {} bits, group size {}, {}, {}; zeros as {} ({})\n", quant->linear.bits,
+             quant->linear.group_size, quant->linear.sym ? "symmetric" : "asymmetric",
+             quant->linear.desc_act ? "desc_act" : "no desc_act",
              quant->zeros == ZeroFormat::v1 ? "gptq (v1)" : "gptq_v2", quant->source);
 }
 
 std::string format_of(const LinearDesc& part) {
   if (!part.gptq) return "full precision";
-  return fmt::format("{} bits, group {}, {}{}", part.gptq->bits, part.gptq->group_size, part.gptq->symmetric ? "sym" : "asym",
-                     part.gptq->act_order ? ", act-order" : "");
+  return fmt::format("{} bits, group {}, {}{}", part.gptq->bits, part.gptq->group_size,
+                     part.gptq->symmetric ? "sym" : "asym", part.gptq->act_order ? ", act-order" : "");
 }
 
 std::string layers_text(const std::vector<int>& layers) {
@@ -110,7 +112,8 @@ void print_fits(const Checkpoint& checkpoint, const Program& program) {
   Table table;
   table.columns = {{"site", "site"}, {"layers", "layers"}, {"in", "in"}, {"out", "out"}, {"format", "format"}};
   const auto kernels = kernels_for(DeviceKind::cpu);
-  for (const LinearKernel* kernel : kernels) table.columns.push_back({std::string(kernel->name()), std::string(kernel->name())});
+  for (const LinearKernel* kernel : kernels)
+    table.columns.push_back({std::string(kernel->name()), std::string(kernel->name())});
   for (const std::string& key : order) {
     Kind& kind = kinds[key];
     std::vector<Cell> row = {kind.name, layers_text(kind.layers), kind.site.in_features(), kind.site.out_features(),
@@ -136,25 +139,30 @@ int run(const Arguments& arguments) {
   std::set<std::filesystem::path> files;
   for (const std::string& name : checkpoint.names()) files.insert(checkpoint.file_of(name));
   fmt::print("{}: {} tensors in {} {}, {:.2f} MB, {}\n", folder.string(), checkpoint.names().size(), files.size(),
-             files.size() == 1 ? "file" : "files", static_cast<double>(checkpoint.total_bytes()) / kMb, checkpoint.hash());
+             files.size() == 1 ? "file" : "files", static_cast<double>(checkpoint.total_bytes()) / kMb,
+             checkpoint.hash());
   if (arguments.tensors) print_tensors(checkpoint);
   const Program program = program_from_checkpoint(checkpoint);
-  fmt::print("architecture: {}, {} layers, hidden {}, {} heads of {}, {} for keys and values, vocabulary {}, {} positions\n",
-             program.architecture, program.layers, program.hidden, program.heads, program.head_dim, program.kv_heads, program.vocab,
-             program.max_positions);
+  fmt::print(
+      "architecture: {}, {} layers, hidden {}, {} heads of {}, {} for keys and values, vocabulary {}, {} positions\n",
+      program.architecture, program.layers, program.hidden, program.heads, program.head_dim, program.kv_heads,
+      program.vocab, program.max_positions);
   print_quantisation(folder);
   print_sizes(checkpoint);
   print_fits(checkpoint, program);
   return 0;
 }
 
-const CommandRegistration registration({"inspect", "what is in a model folder, and what each kernel says of it", [](CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
-  app.add_option("folder", arguments->folder, "a Hugging Face folder, or a hub id that is in the Hugging Face cache")->required();
-  app.add_option("--revision", arguments->revision, "branch, tag or commit of a hub id")->capture_default_str();
-  app.add_flag("--tensors", arguments->tensors, "list every tensor");
-  return [arguments] { return run(*arguments); };
-}});
+const CommandRegistration registration(
+    {"inspect", "what is in a model folder, and what each kernel says of it", [](CLI::App& app) {
+       auto arguments = std::make_shared<Arguments>();
+       app.add_option("folder", arguments->folder,
+                      "a Hugging Face folder, or a hub id that is in the Hugging Face cache")
+           ->required();
+       app.add_option("--revision", arguments->revision, "branch, tag or commit of a hub id")->capture_default_str();
+       app.add_flag("--tensors", arguments->tensors, "list every tensor");
+       return [arguments] { return run(*arguments); };
+     }});
 
 }  // namespace
 }  // namespace nibble

@@ -5,8 +5,8 @@
 #include "kernels/registry.h"
 #include "report/table.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 
@@ -44,7 +44,8 @@ std::string formats_of(const LinearKernel& kernel, const DeviceInfo& device) {
     }
   }
   std::string out = dense;
-  if (!bits.empty()) out += fmt::format("{}GPTQ {} bits{}", out.empty() ? "" : ", ", bits, act_order ? ", act-order" : "");
+  if (!bits.empty())
+    out += fmt::format("{}GPTQ {} bits{}", out.empty() ? "" : ", ", bits, act_order ? ", act-order" : "");
   return out.empty() ? "nothing on this machine" : out;
 }
 
@@ -55,23 +56,30 @@ int run(const std::string& format) {
   for (const Isa isa : supported_isas()) sets += (sets.empty() ? "" : ", ") + std::string(name_of(isa));
   table.caption = fmt::format("{}: {} threads, {:.1f} GB, runs {} (supports {})", device.name, device.threads,
                               static_cast<double>(device.memory_bytes) / 1e9, name_of(active_isa()), sets);
-  table.columns = {{"kernel", "kernel"},           {"device", "device"},   {"formats", "formats"}, {"accumulate", "accumulates in"},
-                   {"deterministic", "deterministic"}, {"exact_activations", "exact activations"}, {"in_all", "in --kernel all"},
+  table.columns = {{"kernel", "kernel"},
+                   {"device", "device"},
+                   {"formats", "formats"},
+                   {"accumulate", "accumulates in"},
+                   {"deterministic", "deterministic"},
+                   {"exact_activations", "exact activations"},
+                   {"in_all", "in --kernel all"},
                    {"summary", "summary"}};
   for (const LinearKernel* kernel : kernels_for(DeviceKind::cpu)) {
     const KernelTraits traits = kernel->traits();
-    table.rows.push_back({std::string(kernel->name()), std::string("cpu"), formats_of(*kernel, device), std::string(traits.accumulate),
-                          traits.deterministic, traits.exact_activations, traits.in_all, std::string(traits.summary)});
+    table.rows.push_back({std::string(kernel->name()), std::string("cpu"), formats_of(*kernel, device),
+                          std::string(traits.accumulate), traits.deterministic, traits.exact_activations, traits.in_all,
+                          std::string(traits.summary)});
   }
   fmt::print("{}", render(table, table_format_from_name(format)));
   return 0;
 }
 
-const CommandRegistration registration({"kernels", "what kernels there are, and which this machine runs", [](CLI::App& app) {
-  auto format = std::make_shared<std::string>("markdown");
-  app.add_option("--format", *format, "markdown, csv, json, jsonl")->capture_default_str();
-  return [format] { return run(*format); };
-}});
+const CommandRegistration registration(
+    {"kernels", "what kernels there are, and which this machine runs", [](CLI::App& app) {
+       auto format = std::make_shared<std::string>("markdown");
+       app.add_option("--format", *format, "markdown, csv, json, jsonl")->capture_default_str();
+       return [format] { return run(*format); };
+     }});
 
 }  // namespace
 }  // namespace nibble

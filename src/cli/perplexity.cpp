@@ -5,8 +5,8 @@
 #include "core/progress.h"
 #include "report/table.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <memory>
@@ -39,40 +39,41 @@ int run(const Arguments& arguments) {
   Engine engine(checkpoint, engine_options);
   // How many windows there are is known once the text is tokenised.
   std::unique_ptr<Progress> progress;
-  const PerplexityResult result = measure_perplexity_of_file(engine, tokenizer, arguments.dataset, options,
-                                                             [&progress](std::int64_t done, std::int64_t total) {
-                                                               if (!progress) progress = std::make_unique<Progress>("perplexity", total);
-                                                               progress->update(done);
-                                                             });
+  const PerplexityResult result = measure_perplexity_of_file(
+      engine, tokenizer, arguments.dataset, options, [&progress](std::int64_t done, std::int64_t total) {
+        if (!progress) progress = std::make_unique<Progress>("perplexity", total);
+        progress->update(done);
+      });
   progress->finish(fmt::format("{} windows", result.windows));
 
   Table table;
-  table.columns = {{"procedure", "procedure"},
-                   {"context", "context"},
-                   {"dtype", "dtype"},
-                   {"perplexity", "perplexity", 4},
-                   {"error", "+-", 4},
-                   {"mean_of_running", "mean of running", 4},
-                   {"windows", "windows"},
-                   {"scored_tokens", "scored tokens"},
+  table.columns = {{"procedure", "procedure"}, {"context", "context"},
+                   {"dtype", "dtype"},         {"perplexity", "perplexity", 4},
+                   {"error", "+-", 4},         {"mean_of_running", "mean of running", 4},
+                   {"windows", "windows"},     {"scored_tokens", "scored tokens"},
                    {"tokens", "tokens"}};
-  table.rows.push_back({std::string(name_of(options.procedure)), options.context, std::string(name_of(engine.compute())), result.perplexity,
-                        result.error, result.mean_of_running, result.windows, result.scored_tokens, result.tokens});
+  table.rows.push_back({std::string(name_of(options.procedure)), options.context,
+                        std::string(name_of(engine.compute())), result.perplexity, result.error, result.mean_of_running,
+                        result.windows, result.scored_tokens, result.tokens});
   fmt::print("{}", render(table, format));
   return 0;
 }
 
-const CommandRegistration registration({"perplexity", "how well a model predicts a text", [](CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
-  arguments->model.add_to(app);
-  app.add_option("--dataset", arguments->dataset, "a text file (UTF-8), scored as it is")->required();
-  app.add_option("--procedure", arguments->procedure, "gptq2048, autogptq, llama.cpp, strided")->capture_default_str();
-  app.add_option("--context", arguments->context, "tokens a window (by the procedure: 2048, 512, 512, 1024)")->check(CLI::PositiveNumber);
-  app.add_option("--stride", arguments->stride, "strided: tokens from one window's end to the next (512)")->check(CLI::PositiveNumber);
-  app.add_option("--windows", arguments->windows, "windows at most (all)")->check(CLI::PositiveNumber);
-  app.add_option("--format", arguments->format, "markdown, csv, json, jsonl")->capture_default_str();
-  return [arguments] { return run(*arguments); };
-}});
+const CommandRegistration registration(
+    {"perplexity", "how well a model predicts a text", [](CLI::App& app) {
+       auto arguments = std::make_shared<Arguments>();
+       arguments->model.add_to(app);
+       app.add_option("--dataset", arguments->dataset, "a text file (UTF-8), scored as it is")->required();
+       app.add_option("--procedure", arguments->procedure, "gptq2048, autogptq, llama.cpp, strided")
+           ->capture_default_str();
+       app.add_option("--context", arguments->context, "tokens a window (by the procedure: 2048, 512, 512, 1024)")
+           ->check(CLI::PositiveNumber);
+       app.add_option("--stride", arguments->stride, "strided: tokens from one window's end to the next (512)")
+           ->check(CLI::PositiveNumber);
+       app.add_option("--windows", arguments->windows, "windows at most (all)")->check(CLI::PositiveNumber);
+       app.add_option("--format", arguments->format, "markdown, csv, json, jsonl")->capture_default_str();
+       return [arguments] { return run(*arguments); };
+     }});
 
 }  // namespace
 }  // namespace nibble

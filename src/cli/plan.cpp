@@ -28,7 +28,8 @@ struct Arguments {
 /// Plans for other batch sizes come from the same checkpoint and options.
 class Planner {
  public:
-  explicit Planner(const Arguments& arguments) : checkpoint_(arguments.model.open()), options_(arguments.model.engine_options()) {
+  explicit Planner(const Arguments& arguments)
+      : checkpoint_(arguments.model.open()), options_(arguments.model.engine_options()) {
     if (options_.max_tokens == 0) options_.max_tokens = arguments.prompt_length + arguments.new_tokens;
     backend_ = make_backend(options_);
   }
@@ -43,7 +44,8 @@ class Planner {
     return made.total() <= made.device_memory;
   }
 
-  /// The largest batch that fits, up to 65536; 0 where not even one does. Need grows with the batch, so halving finds it.
+  /// The largest batch that fits, up to 65536; 0 where not even one does. Need grows with the batch, so halving finds
+  /// it.
   std::int64_t largest_batch() {
     // Past this a plan says more about the model's size than about a batch.
     constexpr std::int64_t kMost = std::int64_t{1} << 16;
@@ -81,9 +83,10 @@ int run(const Arguments& arguments) {
   for (const auto& [name, count] : kernels) sites += fmt::format("{}{} x{}", sites.empty() ? "" : ", ", name, count);
 
   Table table;
-  table.caption = fmt::format("{}: batch {}, {} tokens a sequence, {} rows a pass; computes in {}, KV cache in {}; sites: {}.",
-                              made.program.architecture, made.sizes.max_batch, made.sizes.max_tokens, made.sizes.max_rows,
-                              name_of(made.compute), name_of(made.kv_dtype), sites);
+  table.caption =
+      fmt::format("{}: batch {}, {} tokens a sequence, {} rows a pass; computes in {}, KV cache in {}; sites: {}.",
+                  made.program.architecture, made.sizes.max_batch, made.sizes.max_tokens, made.sizes.max_rows,
+                  name_of(made.compute), name_of(made.kv_dtype), sites);
   table.columns = {{"part", "part"}, {"mb", "MB"}};
   const auto add = [&table](std::string name, std::size_t bytes) {
     table.rows.push_back({std::move(name), static_cast<double>(bytes) / kMb});
@@ -103,24 +106,32 @@ int run(const Arguments& arguments) {
   const bool fits = plan.total() <= plan.device_memory;
   if (table_format_from_name(arguments.format) == TableFormat::markdown) {
     const std::int64_t largest = planner.largest_batch();
-    fmt::print("\n{}\n", fits ? fmt::format("This fits. The largest batch that does is {}.", largest)
-                         : largest > 0
-                             ? fmt::format("This does not fit; the largest batch that does is {}.", largest)
-                             : "This does not fit, at any batch size: take fewer tokens (--max-tokens) or a smaller model.");
+    fmt::print("\n{}\n",
+               fits ? fmt::format("This fits. The largest batch that does is {}.", largest)
+               : largest > 0
+                   ? fmt::format("This does not fit; the largest batch that does is {}.", largest)
+                   : "This does not fit, at any batch size: take fewer tokens (--max-tokens) or a smaller model.");
   }
   return fits ? 0 : 1;
 }
 
-const CommandRegistration registration({"plan", "what a run needs of the memory, without running", [](CLI::App& app) {
-  auto arguments = std::make_shared<Arguments>();
-  arguments->model.add_to(app);
-  app.add_option("--batch-size", arguments->batch_size, "sequences at a time")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--prompt-length", arguments->prompt_length, "tokens a prompt")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_option("--new-tokens", arguments->new_tokens, "tokens generated")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_flag("--items", arguments->items, "every part by itself");
-  app.add_option("--format", arguments->format, "markdown, csv, json, jsonl")->capture_default_str();
-  return [arguments] { return run(*arguments); };
-}});
+const CommandRegistration registration(
+    {"plan", "what a run needs of the memory, without running", [](CLI::App& app) {
+       auto arguments = std::make_shared<Arguments>();
+       arguments->model.add_to(app);
+       app.add_option("--batch-size", arguments->batch_size, "sequences at a time")
+           ->capture_default_str()
+           ->check(CLI::PositiveNumber);
+       app.add_option("--prompt-length", arguments->prompt_length, "tokens a prompt")
+           ->capture_default_str()
+           ->check(CLI::PositiveNumber);
+       app.add_option("--new-tokens", arguments->new_tokens, "tokens generated")
+           ->capture_default_str()
+           ->check(CLI::PositiveNumber);
+       app.add_flag("--items", arguments->items, "every part by itself");
+       app.add_option("--format", arguments->format, "markdown, csv, json, jsonl")->capture_default_str();
+       return [arguments] { return run(*arguments); };
+     }});
 
 }  // namespace
 }  // namespace nibble

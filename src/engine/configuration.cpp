@@ -41,10 +41,12 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
   sizes.max_batch = options.max_batch;
   sizes.max_tokens = options.max_tokens > 0 ? options.max_tokens : std::min(program.max_positions, kDefaultTokens);
   if (sizes.max_tokens > program.max_positions && program.rotary.dims == 0) {
-    fail_usage("{} tokens a sequence are more than the {} positions that the model has", sizes.max_tokens, program.max_positions);
+    fail_usage("{} tokens a sequence are more than the {} positions that the model has", sizes.max_tokens,
+               program.max_positions);
   }
   const std::int64_t chunk = options.prefill_chunk > 0 ? options.prefill_chunk : kDefaultChunk;
-  sizes.max_rows = std::max(sizes.max_batch, std::min(chunk, checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch")));
+  sizes.max_rows =
+      std::max(sizes.max_batch, std::min(chunk, checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch")));
   sizes.max_logit_rows = std::max(sizes.max_batch, std::min(options.max_logit_rows, sizes.max_rows));
   sizes.kv_dtype = out.kv_dtype;
 

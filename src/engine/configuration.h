@@ -25,8 +25,8 @@ struct EngineConfiguration {
 /// The back end of EngineOptions::device; UsageError where this build has no such device.
 std::unique_ptr<Backend> make_backend(const EngineOptions& options);
 
-/// Throws Error (UsageError for an option) where the engine would: an unknown kernel or type, a site that the kernel cannot
-/// run, a checkpoint that lacks a tensor. Whether the plan fits the device is not checked.
+/// Throws Error (UsageError for an option) where the engine would: an unknown kernel or type, a site that the kernel
+/// cannot run, a checkpoint that lacks a tensor. Whether the plan fits the device is not checked.
 EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineOptions& options, Backend& backend);
 
 }  // namespace nibble

@@ -23,12 +23,14 @@ std::string reason() { return std::generic_category().message(errno); }
 
 RowFile::RowFile(std::filesystem::path path, std::string_view header, bool overwrite) : path_(std::move(path)) {
   std::string before;
-  struct stat info {};
-  if (!overwrite && ::stat(path_.c_str(), &info) == 0 && S_ISREG(info.st_mode)) before = read_text_file(path_, kLargestFile);
+  struct stat info{};
+  if (!overwrite && ::stat(path_.c_str(), &info) == 0 && S_ISREG(info.st_mode))
+    before = read_text_file(path_, kLargestFile);
   const std::string first = before.substr(0, before.find('\n'));
   if (!before.empty() && !header.empty() && first != header) {
-    fail_usage("{} has other columns than this run (\"{}\"); name another folder or file, or give --overwrite to replace it",
-               path_.string(), first.substr(0, 80));
+    fail_usage(
+        "{} has other columns than this run (\"{}\"); name another folder or file, or give --overwrite to replace it",
+        path_.string(), first.substr(0, 80));
   }
   const int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (overwrite ? O_TRUNC : 0);
   fd_ = ::open(path_.c_str(), flags, 0666);

@@ -9,9 +9,9 @@ namespace nibble {
 
 class RowFile {
  public:
-  /// Opens for appending. A file that is not there, or is empty, gets `header` as its first line (none where it is empty).
-  /// A file whose first line is `header` is added to. Any other file is a UsageError that says what to do, unless
-  /// `overwrite`, which puts a new one in its place. Throws Error when it cannot be read or written.
+  /// Opens for appending. A file that is not there, or is empty, gets `header` as its first line (none where it is
+  /// empty). A file whose first line is `header` is added to. Any other file is a UsageError that says what to do,
+  /// unless `overwrite`, which puts a new one in its place. Throws Error when it cannot be read or written.
   RowFile(std::filesystem::path path, std::string_view header, bool overwrite);
   RowFile(const RowFile&) = delete;
   RowFile& operator=(const RowFile&) = delete;

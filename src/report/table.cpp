@@ -47,7 +47,8 @@ std::string text_of(const Cell& cell, int decimals) {
                              [](bool value) { return std::string(value ? "True" : "False"); },
                              [](std::int64_t value) { return std::to_string(value); },
                              [decimals](double value) {
-                               return std::isfinite(value) ? fmt::format("{:.{}f}", value, decimals) : std::string("None");
+                               return std::isfinite(value) ? fmt::format("{:.{}f}", value, decimals)
+                                                           : std::string("None");
                              },
                              [](const std::string& value) { return value; }},
                     cell);
@@ -145,10 +146,14 @@ TableFormat table_format_from_name(std::string_view name) {
 
 std::string render(const Table& table, TableFormat format) {
   switch (format) {
-    case TableFormat::csv: return to_csv(table);
-    case TableFormat::json: return to_json(table);
-    case TableFormat::jsonl: return to_jsonl(table);
-    case TableFormat::markdown: break;
+    case TableFormat::csv:
+      return to_csv(table);
+    case TableFormat::json:
+      return to_json(table);
+    case TableFormat::jsonl:
+      return to_jsonl(table);
+    case TableFormat::markdown:
+      break;
   }
   return to_markdown(table);
 }

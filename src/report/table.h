@@ -9,7 +9,8 @@
 
 namespace nibble {
 
-/// An empty cell prints as "None" where people and CSV readers see it (as optimum's benchmark does) and is null in JSON.
+/// An empty cell prints as "None" where people and CSV readers see it (as optimum's benchmark does) and is null in
+/// JSON.
 using Cell = std::variant<std::monostate, bool, std::int64_t, double, std::string>;
 
 struct Column {

@@ -4,8 +4,8 @@
 
 #include <gtest/gtest.h>
 
-#include <csignal>
 #include <chrono>
+#include <csignal>
 #include <string>
 #include <thread>
 #include <vector>
@@ -19,7 +19,8 @@ ChildEnd run_shell(const std::string& script, std::vector<std::string>& lines) {
 
 TEST(Child, ReportsLinesOnItsOwnDescriptor) {
   std::vector<std::string> lines;
-  const ChildEnd end = run_shell("echo one >&3; echo not a report; echo two >&3; echo cut off >&3; printf rest >&3; exit 7", lines);
+  const ChildEnd end =
+      run_shell("echo one >&3; echo not a report; echo two >&3; echo cut off >&3; printf rest >&3; exit 7", lines);
   EXPECT_EQ(end.exit_code, 7);
   EXPECT_EQ(end.signal, 0);
   EXPECT_FALSE(end.interrupted);
@@ -40,7 +41,8 @@ TEST(Child, AnInterruptEndsItAtOnce) {
   const InterruptGuard guard;
   std::vector<std::string> lines;
   const auto start = std::chrono::steady_clock::now();
-  const ChildEnd end = run_child("/bin/sh", {"-c", "echo ready >&3; sleep 60"}, [&](std::string_view) { raise(SIGINT); });
+  const ChildEnd end =
+      run_child("/bin/sh", {"-c", "echo ready >&3; sleep 60"}, [&](std::string_view) { raise(SIGINT); });
   EXPECT_TRUE(end.interrupted);
   EXPECT_EQ(InterruptGuard::signal(), SIGINT);
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
@@ -53,7 +55,8 @@ TEST(Child, WhatTheReaderThrowsEndsItToo) {
 }
 
 TEST(Child, AProgramThatIsNotThereIsASentence) {
-  test::expect_error("cannot start /no/such/program", [] { run_child("/no/such/program", {}, [](std::string_view) {}); });
+  test::expect_error("cannot start /no/such/program",
+                     [] { run_child("/no/such/program", {}, [](std::string_view) {}); });
 }
 
 TEST(Child, FindsItsOwnProgram) { EXPECT_EQ(own_program().filename(), "test_bench"); }

@@ -16,7 +16,9 @@ constexpr std::int32_t kBos = 0;
 
 /// Logits of a toy model: they depend on the token, on its position in the window, and on the window's first token.
 float toy_logit(std::int32_t token, std::int64_t position, std::int32_t first, std::int64_t column) {
-  return static_cast<float>(std::sin(1.7 * token + 0.3 * static_cast<double>(position) + 2.1 * first + 0.9 * static_cast<double>(column)) * 2);
+  return static_cast<float>(
+      std::sin(1.7 * token + 0.3 * static_cast<double>(position) + 2.1 * first + 0.9 * static_cast<double>(column)) *
+      2);
 }
 
 /// The same model behind the interface of an engine, in pieces of three rows.
@@ -27,7 +29,8 @@ void toy_score(std::span<const std::int32_t> tokens, std::int64_t first,
     std::vector<float> logits;
     const std::int64_t rows = std::min<std::int64_t>(3, n - row);
     for (std::int64_t i = row; i < row + rows; ++i) {
-      for (std::int64_t c = 0; c < kVocab; ++c) logits.push_back(toy_logit(tokens[static_cast<std::size_t>(i)], i, tokens[0], c));
+      for (std::int64_t c = 0; c < kVocab; ++c)
+        logits.push_back(toy_logit(tokens[static_cast<std::size_t>(i)], i, tokens[0], c));
     }
     consume(row, rows, logits.data());
   }
@@ -103,7 +106,8 @@ TEST(Perplexity, LlamaCppPutsABosOnlyWhereTheTokenizerDoesAndEstimatesItsError) 
     std::vector<double> losses;
     for (std::size_t w = 0; w < 3; ++w) {
       for (std::size_t i = 4; i <= 6; ++i) {
-        losses.push_back(toy_loss(text[8 * w + i], static_cast<std::int64_t>(i), added ? kBos : text[8 * w], text[8 * w + i + 1]));
+        losses.push_back(
+            toy_loss(text[8 * w + i], static_cast<std::int64_t>(i), added ? kBos : text[8 * w], text[8 * w + i + 1]));
       }
     }
     double squares = 0;
@@ -150,7 +154,8 @@ TEST(Perplexity, OfAUniformModelIsTheVocabulary) {
   PerplexityOptions options = perplexity_options("gptq2048");
   options.context = 8;
   options.max_windows = 2;
-  const PerplexityResult result = measure_perplexity(uniform, kVocab, toy_text(80), {}, options, [](std::int64_t, std::int64_t) {});
+  const PerplexityResult result =
+      measure_perplexity(uniform, kVocab, toy_text(80), {}, options, [](std::int64_t, std::int64_t) {});
   EXPECT_NEAR(result.perplexity, 7.0, 1e-6);
   EXPECT_NEAR(result.error, 0, 1e-6);
   EXPECT_EQ(result.windows, 2);

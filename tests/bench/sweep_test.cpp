@@ -79,15 +79,17 @@ TEST(BenchCase, BadJsonIsASentence) {
 
 BenchResult run_script(const std::string& script, bool& interrupted, std::string& stages) {
   // `sh -c SCRIPT JSON`: the case is $0.
-  return run_in_child("/bin/sh", {"-c", script}, BenchCase{}, [&](std::string_view what, double) { stages += std::string(what) + ";"; },
-                      interrupted);
+  return run_in_child(
+      "/bin/sh", {"-c", script}, BenchCase{}, [&](std::string_view what, double) { stages += std::string(what) + ";"; },
+      interrupted);
 }
 
 TEST(RunInChild, TakesTheResult) {
   bool interrupted = true;
   std::string stages;
   const BenchResult result = run_script(
-      R"(echo '{"progress":"loading","share":0}' >&3; echo '{"result":{"threads":3,"total_seconds":[0.5]}}' >&3)", interrupted, stages);
+      R"(echo '{"progress":"loading","share":0}' >&3; echo '{"result":{"threads":3,"total_seconds":[0.5]}}' >&3)",
+      interrupted, stages);
   EXPECT_EQ(result.error, "");
   EXPECT_EQ(result.threads, 3);
   EXPECT_EQ(stages, "loading;");
@@ -97,7 +99,8 @@ TEST(RunInChild, TakesTheResult) {
 TEST(RunInChild, ACrashIsAResultThatSaysWhere) {
   bool interrupted = false;
   std::string stages;
-  const BenchResult killed = run_script(R"(echo '{"progress":"loading","share":0}' >&3; kill -KILL $$)", interrupted, stages);
+  const BenchResult killed =
+      run_script(R"(echo '{"progress":"loading","share":0}' >&3; kill -KILL $$)", interrupted, stages);
   EXPECT_NE(killed.error.find("ran out of memory"), std::string::npos) << killed.error;
   EXPECT_NE(killed.error.find("while loading"), std::string::npos) << killed.error;
   EXPECT_NE(run_script("exit 4", interrupted, stages).error.find("exit code 4"), std::string::npos);
@@ -106,7 +109,8 @@ TEST(RunInChild, ACrashIsAResultThatSaysWhere) {
 TEST(RunInChild, TheCaseIsItsLastArgument) {
   bool interrupted = false;
   std::string stages;
-  const BenchResult result = run_script(R"sh(printf '{"result":{"error":"%s"}}\n' "$(printf %s "$0" | grep -c batch_size)" >&3)sh", interrupted, stages);
+  const BenchResult result = run_script(
+      R"sh(printf '{"result":{"error":"%s"}}\n' "$(printf %s "$0" | grep -c batch_size)" >&3)sh", interrupted, stages);
   EXPECT_EQ(result.error, "1");
 }
 

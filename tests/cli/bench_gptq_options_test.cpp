@@ -2,8 +2,8 @@
 
 #include "support/expect_error.h"
 
-#include <CLI/CLI.hpp>
 #include <gtest/gtest.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 
@@ -38,13 +38,15 @@ TEST(BenchGptqOptions, DefaultsAreOptimums) {
 }
 
 TEST(BenchGptqOptions, TheCommandsOfOptimumsPageRun) {
-  const BenchSweep full = sweep_of({"--classic", "--model", kDense, "--sweep", "--num-batches", "4", "--task", "text-generation"});
+  const BenchSweep full =
+      sweep_of({"--classic", "--model", kDense, "--sweep", "--num-batches", "4", "--task", "text-generation"});
   EXPECT_EQ(full.batch_sizes, (Ints{1, 2, 4, 8, 16}));
   EXPECT_EQ(full.prompt_lengths, Ints{512});
   EXPECT_EQ(full.new_tokens, Ints{512});
   EXPECT_EQ(full.base.num_batches, 4);
-  const std::vector<std::string> gptq = {"--classic", "--model",       kDense, "--gptq-model", kQuantised, "--sweep",
-                                         "--num-batches", "4", "--gptq", "--task",         "text-generation"};
+  const std::vector<std::string> gptq = {"--classic", "--model", kDense,           "--gptq-model",
+                                         kQuantised,  "--sweep", "--num-batches",  "4",
+                                         "--gptq",    "--task",  "text-generation"};
   const BenchSweep quantised = sweep_of(gptq);
   ASSERT_EQ(quantised.systems.size(), 1u);
   EXPECT_TRUE(quantised.systems[0].gptq);
@@ -68,8 +70,9 @@ TEST(BenchGptqOptions, PrefillAndDecodeShortenOneSide) {
 }
 
 TEST(BenchGptqOptions, ListsAreTakenEverywhere) {
-  const BenchSweep sweep = sweep_of({"--model", kDense, "--gptq-model", kQuantised, "--batch-size", "1,2", "--batch-size", "4",
-                                     "--prompt-length", "8,16", "--new-tokens", "3,5", "--dtype", "f32,bf16", "--kernel", "reference,auto"});
+  const BenchSweep sweep =
+      sweep_of({"--model", kDense, "--gptq-model", kQuantised, "--batch-size", "1,2", "--batch-size", "4",
+                "--prompt-length", "8,16", "--new-tokens", "3,5", "--dtype", "f32,bf16", "--kernel", "reference,auto"});
   EXPECT_EQ(sweep.batch_sizes, (Ints{1, 2, 4}));
   EXPECT_EQ(sweep.prompt_lengths, (Ints{8, 16}));
   EXPECT_EQ(sweep.new_tokens, (Ints{3, 5}));
@@ -120,7 +123,8 @@ TEST(BenchGptqOptions, WhatThisDeviceLacksIsASentence) {
   test::expect_error("--use-marlin", [] { sweep_of({"--model", kDense, "--use-marlin"}); });
   test::expect_error("--use-exllama", [] { sweep_of({"--model", kDense, "--use-exllama"}); });
   test::expect_error("--exllama-version", [] { sweep_of({"--model", kDense, "--exllama-version", "2"}); });
-  test::expect_error("--task text2text-generation", [] { sweep_of({"--model", kDense, "--task", "text2text-generation"}); });
+  test::expect_error("--task text2text-generation",
+                     [] { sweep_of({"--model", kDense, "--task", "text2text-generation"}); });
   EXPECT_THROW(sweep_of({"--model", kDense, "--use-marlin"}), UsageError);
 }
 

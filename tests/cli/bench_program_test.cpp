@@ -27,8 +27,9 @@ std::vector<std::string> lines_of(const std::string& text) {
 
 /// A small case: the reference kernel on a toy model.
 std::vector<std::string> small(std::vector<std::string> more = {}) {
-  std::vector<std::string> out = {"--gptq-model", kQuantised, "--gptq", "--kernel", "reference", "--num-batches", "2", "--prompt-length", "4",
-                                  "--new-tokens", "3", "--threads", "1"};
+  std::vector<std::string> out = {
+      "--gptq-model", kQuantised, "--gptq",    "--kernel", "reference", "--num-batches", "2", "--prompt-length", "4",
+      "--new-tokens", "3",        "--threads", "1"};
   out.insert(out.end(), more.begin(), more.end());
   return out;
 }
@@ -50,12 +51,17 @@ TEST(BenchmarkGptq, PrintsAndWritesWhatOptimumsScriptDoes) {
   const ProgramEnd end = test::run_program(kClassicProgram, small({"--batch-size", "1,2"}), folder.path());
   ASSERT_EQ(end.exit_code, 0) << end.err;
   EXPECT_EQ(end.out.rfind("### Batch size = 1\n\n| gptq | act_order | bits | group_size | kernel    | Load time (s) | "
-                          "Per-token latency (ms) | Throughput (tok/s) | Peak memory (MB) |\n", 0), 0u) << end.out;
+                          "Per-token latency (ms) | Throughput (tok/s) | Peak memory (MB) |\n",
+                          0),
+            0u)
+      << end.out;
   EXPECT_NE(end.out.find("### Batch size = 2\n"), std::string::npos);
   const auto rows = lines_of(file_text(classic_file(folder.path())));
   ASSERT_EQ(rows.size(), 3u);
-  EXPECT_EQ(rows[0], "gptq, act_order, bits, group_size, kernel, num_batches, batch_size, prompt_length, new_tokens, Load time (s), "
-                     "Per-token latency (ms), Throughput (tok/s), Max memory (MB)");
+  EXPECT_EQ(
+      rows[0],
+      "gptq, act_order, bits, group_size, kernel, num_batches, batch_size, prompt_length, new_tokens, Load time (s), "
+      "Per-token latency (ms), Throughput (tok/s), Max memory (MB)");
   EXPECT_EQ(rows[1].rfind("True,False,4,32,reference,2,1,4,3,", 0), 0u) << rows[1];
   EXPECT_EQ(rows[2].rfind("True,False,4,32,reference,2,2,4,3,", 0), 0u) << rows[2];
   // A second run adds to the file; a file with other columns is left alone.
@@ -72,7 +78,8 @@ TEST(BenchmarkGptq, PrintsAndWritesWhatOptimumsScriptDoes) {
 
 TEST(BenchGptq, WritesRowsTableAndManifest) {
   const test::TempFolder folder;
-  const ProgramEnd end = test::run_program(kProgram, bench(small({"--format", "json", "--out", "results"})), folder.path());
+  const ProgramEnd end =
+      test::run_program(kProgram, bench(small({"--format", "json", "--out", "results"})), folder.path());
   ASSERT_EQ(end.exit_code, 0) << end.err;
   const auto rows = nlohmann::json::parse(end.out);  // nothing else stands on stdout
   ASSERT_EQ(rows.size(), 1u);
@@ -110,16 +117,16 @@ TEST(BenchGptq, AnInterruptKeepsTheRowsThereAre) {
   const test::TempFolder folder;
   // The second case takes minutes.
   bool sent = false;
-  const ProgramEnd end = test::run_program(
-      kClassicProgram,
-      {"--gptq-model", kQuantised, "--gptq", "--kernel", "reference", "--num-batches", "20", "--prompt-length", "2", "--new-tokens", "2,100000",
-       "--threads", "1"},
-      folder.path(), [&](pid_t pid) {
-        if (!sent && lines_of(file_text(classic_file(folder.path()))).size() == 2) {
-          sent = true;
-          kill(pid, SIGINT);
-        }
-      });
+  const ProgramEnd end =
+      test::run_program(kClassicProgram,
+                        {"--gptq-model", kQuantised, "--gptq", "--kernel", "reference", "--num-batches", "20",
+                         "--prompt-length", "2", "--new-tokens", "2,100000", "--threads", "1"},
+                        folder.path(), [&](pid_t pid) {
+                          if (!sent && lines_of(file_text(classic_file(folder.path()))).size() == 2) {
+                            sent = true;
+                            kill(pid, SIGINT);
+                          }
+                        });
   EXPECT_TRUE(sent);
   EXPECT_EQ(end.exit_code, 130) << end.err;
   EXPECT_EQ(lines_of(file_text(classic_file(folder.path()))).size(), 2u);
@@ -130,8 +137,8 @@ TEST(BenchGptq, AnInterruptKeepsTheRowsThereAre) {
 TEST(BenchGptq, ACaseThatFailsIsARowAndTheSweepGoesOn) {
   const test::TempFolder folder;
   // No machine has the memory for the second batch size.
-  const ProgramEnd end = test::run_program(
-      kProgram, bench(small({"--batch-size", "1,1000000000,2", "--format", "jsonl"})), folder.path());
+  const ProgramEnd end =
+      test::run_program(kProgram, bench(small({"--batch-size", "1,1000000000,2", "--format", "jsonl"})), folder.path());
   EXPECT_EQ(end.exit_code, 1);
   const auto rows = lines_of(end.out);
   ASSERT_EQ(rows.size(), 3u) << end.out << end.err;
@@ -143,15 +150,17 @@ TEST(BenchGptq, ACaseThatFailsIsARowAndTheSweepGoesOn) {
 
 TEST(BenchGptq, WrongUsageExitsWithTwoAndOneSentence) {
   const test::TempFolder folder;
-  for (const std::vector<std::string>& arguments :
-       {std::vector<std::string>{"bench", "gptq"}, {"bench", "gptq", "--model", kQuantised, "--use-marlin"},
-        {"bench", "gptq", "--model", kQuantised, "--batch-size", "none"}, {"bench", "gptq", "--no-such-flag"}}) {
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"bench", "gptq"},
+                                                    {"bench", "gptq", "--model", kQuantised, "--use-marlin"},
+                                                    {"bench", "gptq", "--model", kQuantised, "--batch-size", "none"},
+                                                    {"bench", "gptq", "--no-such-flag"}}) {
     const ProgramEnd end = test::run_program(kProgram, arguments, folder.path());
     EXPECT_EQ(end.exit_code, 2) << end.err;
     EXPECT_EQ(end.out, "");
     EXPECT_NE(end.err, "");
   }
-  const ProgramEnd missing = test::run_program(kProgram, {"bench", "gptq", "--model", "/no/such/folder"}, folder.path());
+  const ProgramEnd missing =
+      test::run_program(kProgram, {"bench", "gptq", "--model", "/no/such/folder"}, folder.path());
   EXPECT_EQ(missing.exit_code, 1);
   EXPECT_EQ(lines_of(missing.err).size(), 1u) << missing.err;
 }

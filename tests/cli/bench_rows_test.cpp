@@ -55,9 +55,10 @@ std::string cell(const BenchRow& row, std::string_view key) {
 }
 
 TEST(ClassicCsv, IsOptimumsToTheLetter) {
-  EXPECT_EQ(csv_header(classic_csv_columns()),
-            "gptq, act_order, bits, group_size, kernel, num_batches, batch_size, prompt_length, new_tokens, Load time (s), "
-            "Per-token latency (ms), Throughput (tok/s), Max memory (MB)");
+  EXPECT_EQ(
+      csv_header(classic_csv_columns()),
+      "gptq, act_order, bits, group_size, kernel, num_batches, batch_size, prompt_length, new_tokens, Load time (s), "
+      "Per-token latency (ms), Throughput (tok/s), Max memory (MB)");
   EXPECT_EQ(csv_row(classic_csv_columns(), classic_csv_row(dense_row(4))),
             "False,None,None,None,None,2,4,512,10,1.24,30.00,133.33,256.79");
   EXPECT_EQ(csv_row(classic_csv_columns(), classic_csv_row(gptq_row(1))),
@@ -74,16 +75,23 @@ TEST(ClassicTables, AreOneABatchSize) {
   EXPECT_EQ(classic_tables({dense_row(1), gptq_row(1), gptq_row(2)}),
             "### Batch size = 1\n"
             "\n"
-            "| gptq  | act_order | bits | group_size | kernel | Load time (s) | Per-token latency (ms) | Throughput (tok/s) | Peak memory (MB) |\n"
-            "|-------|-----------|-----:|-----------:|--------|--------------:|-----------------------:|-------------------:|-----------------:|\n"
-            "| False | None      | None |       None | None   |           1.2 |                  30.00 |              33.33 |           256.79 |\n"
-            "| True  | False     |    4 |        128 | packed |           1.2 |                  30.00 |              33.33 |           256.79 |\n"
+            "| gptq  | act_order | bits | group_size | kernel | Load time (s) | Per-token latency (ms) | Throughput "
+            "(tok/s) | Peak memory (MB) |\n"
+            "|-------|-----------|-----:|-----------:|--------|--------------:|-----------------------:|---------------"
+            "----:|-----------------:|\n"
+            "| False | None      | None |       None | None   |           1.2 |                  30.00 |              "
+            "33.33 |           256.79 |\n"
+            "| True  | False     |    4 |        128 | packed |           1.2 |                  30.00 |              "
+            "33.33 |           256.79 |\n"
             "\n"
             "### Batch size = 2\n"
             "\n"
-            "| gptq | act_order | bits | group_size | kernel | Load time (s) | Per-token latency (ms) | Throughput (tok/s) | Peak memory (MB) |\n"
-            "|------|-----------|-----:|-----------:|--------|--------------:|-----------------------:|-------------------:|-----------------:|\n"
-            "| True | False     |    4 |        128 | packed |           1.2 |                  30.00 |              66.67 |           256.79 |\n");
+            "| gptq | act_order | bits | group_size | kernel | Load time (s) | Per-token latency (ms) | Throughput "
+            "(tok/s) | Peak memory (MB) |\n"
+            "|------|-----------|-----:|-----------:|--------|--------------:|-----------------------:|----------------"
+            "---:|-----------------:|\n"
+            "| True | False     |    4 |        128 | packed |           1.2 |                  30.00 |              "
+            "66.67 |           256.79 |\n");
 }
 
 TEST(ClassicPerplexity, WritesTheMeanOfTheRunningValues) {
@@ -103,7 +111,11 @@ TEST(BenchRows, OptimumsColumnsComeFirst) {
   ASSERT_GT(columns.size(), classic.size());
   for (std::size_t i = 0; i < classic.size(); ++i) EXPECT_EQ(columns[i].heading, classic[i].heading);
   std::set<std::string> keys;
-  for (const Column& column : columns) EXPECT_TRUE(keys.insert(column.key).second) << column.key << " stands twice";
+  for (const Column& column : columns) {
+    EXPECT_TRUE(keys.insert(column.key).second) << column.key << " stands twice";
+    EXPECT_EQ(column.heading.find(','), std::string::npos)
+        << "the CSV header would have a column more: " << column.heading;
+  }
   EXPECT_EQ(bench_row(dense_row(1)).size(), columns.size());
 }
 
@@ -150,7 +162,8 @@ TEST(BenchRows, APromptAloneHasNoDecodeFigures) {
 TEST(BenchRows, AFailureIsARow) {
   BenchRow row = gptq_row(1);
   row.result = BenchResult{};
-  row.result.error = "the case's process was killed (signal 9); most likely the system ran out of memory (while loading)";
+  row.result.error =
+      "the case's process was killed (signal 9); most likely the system ran out of memory (while loading)";
   EXPECT_EQ(cell(row, "status"), row.result.error);
   EXPECT_EQ(cell(row, "per_token_latency_ms"), "None");
   EXPECT_EQ(cell(row, "kernel"), "auto");
@@ -170,6 +183,7 @@ TEST(BenchTable, ShowsWhatTellsRowsApart) {
   const Table both = bench_table({dense_row(1), gptq_row(1)}, "");
   EXPECT_TRUE(has(both, "model"));
   EXPECT_TRUE(has(both, "bits"));
+  EXPECT_FALSE(has(both, "act_order"));  // it is False, and there is none in full precision
   for (const auto& row : both.rows) EXPECT_EQ(row.size(), both.columns.size());
 }
 

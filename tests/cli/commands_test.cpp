@@ -10,8 +10,8 @@
 namespace nibble {
 namespace {
 
-using test::ProgramEnd;
 using nlohmann::json;
+using test::ProgramEnd;
 
 const std::string kGolden = std::string(NIBBLE_TEST_DATA) + "/golden/";
 
@@ -38,12 +38,15 @@ TEST(InspectCommand, TellsArchitectureQuantisationAndWhatKernelsSay) {
   const ProgramEnd end = nibble_program({"inspect", kGolden + "gptq_b4_g32_actorder"});
   ASSERT_EQ(end.exit_code, 0) << end.err;
   EXPECT_NE(end.out.find("architecture: llama, 2 layers, hidden 64"), std::string::npos) << end.out;
-  EXPECT_NE(end.out.find("quantisation: GPTQ, 4 bits, group size 32, symmetric, desc_act; zeros as gptq (v1)"), std::string::npos) << end.out;
+  EXPECT_NE(end.out.find("quantisation: GPTQ, 4 bits, group size 32, symmetric, desc_act; zeros as gptq (v1)"),
+            std::string::npos)
+      << end.out;
   EXPECT_NE(end.out.find("4 bits, group 32, sym, act-order"), std::string::npos) << end.out;
   EXPECT_NE(end.out.find("reference"), std::string::npos);
   EXPECT_NE(end.out.find("dense"), std::string::npos);
   EXPECT_EQ(end.out.find("model.embed_tokens.weight"), std::string::npos);
-  EXPECT_NE(nibble_program({"inspect", kGolden + "qwen2", "--tensors"}).out.find("model.embed_tokens.weight"), std::string::npos);
+  EXPECT_NE(nibble_program({"inspect", kGolden + "qwen2", "--tensors"}).out.find("model.embed_tokens.weight"),
+            std::string::npos);
 }
 
 TEST(InspectCommand, AMissingFolderIsOneSentence) {
@@ -62,8 +65,9 @@ double part_of(const json& rows, const std::string& name) {
 
 TEST(PlanCommand, PlansWithoutRunning) {
   const auto plan = [](const std::string& batch) {
-    const ProgramEnd end = nibble_program({"plan", "--model", kGolden + "gptq_b4_g32", "--kernel", "reference", "--batch-size", batch,
-                                           "--prompt-length", "64", "--new-tokens", "64", "--format", "json"});
+    const ProgramEnd end =
+        nibble_program({"plan", "--model", kGolden + "gptq_b4_g32", "--kernel", "reference", "--batch-size", batch,
+                        "--prompt-length", "64", "--new-tokens", "64", "--format", "json"});
     EXPECT_EQ(end.exit_code, 0) << end.err;
     return json::parse(end.out);
   };
@@ -88,7 +92,8 @@ TEST(PlanCommand, SaysTheLargestBatchAndWhatDoesNotFit) {
   large.insert(large.end(), {"--batch-size", "1000000000"});
   const ProgramEnd end = nibble_program(large);
   EXPECT_EQ(end.exit_code, 1);
-  EXPECT_NE(end.out.find("This does not fit; the largest batch that does is "), std::string::npos) << end.out << end.err;
+  EXPECT_NE(end.out.find("This does not fit; the largest batch that does is "), std::string::npos)
+      << end.out << end.err;
 }
 
 /// A golden model with a tokenizer of the letters a to z, and a text of them.
@@ -98,14 +103,16 @@ class PerplexityCommand : public testing::Test {
     std::filesystem::copy(kGolden + "qwen2", folder_.path() / "model");
     json vocab = json::object();
     for (int i = 0; i < 26; ++i) vocab[std::string(1, static_cast<char>('a' + i))] = i;
-    const json tokenizer = {{"version", "1.0"}, {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", json::array()}}}};
+    const json tokenizer = {{"version", "1.0"},
+                            {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", json::array()}}}};
     folder_.write("model/tokenizer.json", tokenizer.dump());
     std::string text;
     for (int i = 0; i < 70; ++i) text += static_cast<char>('a' + i * i % 26);
     folder_.write("text.txt", text);
   }
   ProgramEnd run(std::vector<std::string> more) {
-    more.insert(more.begin(), {"perplexity", "--model", "model", "--dataset", "text.txt", "--dtype", "f32", "--kernel", "reference", "--format", "json"});
+    more.insert(more.begin(), {"perplexity", "--model", "model", "--dataset", "text.txt", "--dtype", "f32", "--kernel",
+                               "reference", "--format", "json"});
     return test::run_program(NIBBLE_PROGRAM, more, folder_.path());
   }
   test::TempFolder folder_;

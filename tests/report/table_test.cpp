@@ -11,7 +11,8 @@ namespace {
 
 Table sample() {
   Table table;
-  table.columns = {{"gptq", "gptq", 2}, {"bits", "bits", 2}, {"kernel", "kernel", 2}, {"load_time_s", "Load time (s)", 1}};
+  table.columns = {
+      {"gptq", "gptq", 2}, {"bits", "bits", 2}, {"kernel", "kernel", 2}, {"load_time_s", "Load time (s)", 1}};
   table.rows = {{false, Cell(), Cell(), 26.04}, {true, std::int64_t{4}, std::string("packed"), 3.0}};
   return table;
 }

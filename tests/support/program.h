@@ -7,8 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -30,10 +30,11 @@ inline std::string file_text(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-/// Runs `program` in `folder`, where its output is kept in files as well. While it runs, `while_running` is called with its
-/// process id, about every 20 ms; it may send signals.
+/// Runs `program` in `folder`, where its output is kept in files as well. While it runs, `while_running` is called with
+/// its process id, about every 20 ms; it may send signals.
 inline ProgramEnd run_program(const std::string& program, const std::vector<std::string>& arguments,
-                              const std::filesystem::path& folder, const std::function<void(pid_t)>& while_running = {}) {
+                              const std::filesystem::path& folder,
+                              const std::function<void(pid_t)>& while_running = {}) {
   const std::string out = (folder / "stdout.txt").string();
   const std::string err = (folder / "stderr.txt").string();
   posix_spawn_file_actions_t actions;
