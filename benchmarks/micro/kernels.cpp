@@ -1,7 +1,8 @@
-// How fast each CPU kernel runs the linear sites of SmolLM2-135M by itself, beside this machine's read bandwidth and, for
-// full precision, beside oneDNN. Calls go over rotating copies of a site, captured as one graph as a decode step is;
-// --footprint says how much memory the copies take together: much for weights that come from memory, little for weights
-// that come from a cache. What is timed are pieces of about 1 ms, so that some meet no other process; the best one counts.
+// How fast each CPU kernel runs the linear sites of SmolLM2-135M (and, where named, two of Llama-2-7B) by itself, beside
+// this machine's read bandwidth and, for full precision, beside oneDNN. Calls go over rotating copies of a site, captured
+// as one graph as a decode step is; --footprint says how much memory the copies take together: much for weights that come
+// from memory, little for weights that come from a cache. What is timed are pieces of about 1 ms, so that some meet no
+// other process; the best one counts.
 #include "bench/bandwidth.h"
 #include "core/cpu.h"
 #include "core/cpu_device.h"
@@ -38,6 +39,8 @@ const std::vector<Shape2>& shapes() {
       {"gate-up", 576, {1536, 1536}, norm, {EpilogueKind::gated, ActivationKind::silu}},
       {"down", 1536, {576}, {}, {EpilogueKind::residual, ActivationKind::silu}},
       {"head", 576, {49152}, norm, {EpilogueKind::store, ActivationKind::silu}},
+      {"7b-o", 4096, {4096}, {}, {EpilogueKind::residual, ActivationKind::silu}},
+      {"7b-down", 11008, {4096}, {}, {EpilogueKind::residual, ActivationKind::silu}},
   };
   return all;
 }
@@ -209,7 +212,7 @@ int run(int argc, char** argv) {
   Options options;
   CLI::App app("Times each CPU kernel on the linear sites of SmolLM2-135M.");
   app.add_option("--kernel", options.kernels, "kernels; all but the reference when not given")->delimiter(',');
-  app.add_option("--site", options.sites, "qkv, o, gate-up, down, head; all when not given")->delimiter(',');
+  app.add_option("--site", options.sites, "qkv, o, gate-up, down, head, or 7b-o, 7b-down; the first five when not given")->delimiter(',');
   app.add_option("--rows", options.rows, "numbers of rows")->delimiter(',')->check(CLI::Range(1, 4096));
   app.add_option("--compute", options.compute, "f32 or bf16")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--bits", options.bits, "of GPTQ codes")->check(CLI::IsMember({2, 3, 4, 8}));
@@ -230,7 +233,7 @@ int run(int argc, char** argv) {
   fmt::print("{}, {} threads, {}, compute {}; GB/s and % of the read bandwidth count what a call must move at the least\n",
              cpu_model(), most, name_of(active_isa()), options.compute);
   for (const Shape2& shape : shapes()) {
-    if (!wanted(options.sites, shape.name)) continue;
+    if (options.sites.empty() ? shape.name.starts_with("7b") : !wanted(options.sites, shape.name)) continue;
     for (const LinearKernel* kernel : kernels_for(DeviceKind::cpu)) {
       if (options.kernels.empty() ? kernel->traits().in_all : wanted(options.kernels, kernel->name())) {
         run_kernel(*kernel, shape, options, bandwidth);

@@ -57,9 +57,9 @@ TEST_P(EveryKernel, GptqFormats) {
     for (const std::int64_t group : {-1, 32, 64, 128}) {
       for (const bool act_order : {false, true}) {
         for (const bool symmetric : {false, true}) {
-          // 96 and 160 are no multiples of 64 and 128; 416 is longer than most tiles and still odd to 128.
-          const std::int64_t inputs = std::array<std::int64_t, 4>{96, 160, 256, 416}[seed % 4];
-          const std::int64_t outputs = std::array<std::int64_t, 3>{32, 64, 160}[seed % 3];
+          // 96, 160 and 288 are no multiples of 64 or 128; 72 outputs are no whole number of panels.
+          const std::int64_t inputs = std::array<std::int64_t, 4>{96, 160, 256, 288}[seed % 4];
+          const std::int64_t outputs = std::array<std::int64_t, 3>{32, 48, 72}[seed % 3];
           check({.in_features = inputs,
                  .out_features = {outputs},
                  .bias = seed % 2 == 0,

@@ -18,9 +18,10 @@ using panels::kWidth;
 
 // Up to so many rows each thread prepares all inputs for itself: that costs less than a barrier (1 to 2 us).
 constexpr std::int64_t kRedundantRows = 8;
-// Rows that go through a panel together: a multiple of 12, 16 and 32, the heights of the product functions' tiles, whose
-// bf16 inputs (K = 1536: 300 KB) and panel stay in a L2 of 1 MB.
+// Rows that go through a panel together: a multiple of 12, 16 and 32, the heights of the product functions' tiles.
 constexpr std::int64_t kRowBlock = 96;
+// Fewer where their inputs would take more than this: they and a panel are to stay in a second-level cache of 1 MB.
+constexpr std::int64_t kRowBlockBytes = 640 * 1024;
 // From here on products of bf16 pairs beat float inputs, whose products wait for memory with fewer rows (one core, K = 576,
 // weights from memory, AMX against floats: 8 rows 1.9 and 1.9 us a panel, 12 rows 1.9 and 2.4, 16 rows 2.0 and 3.7).
 constexpr std::int64_t kPairRows = 9;
@@ -86,11 +87,13 @@ class Call {
   }
 
  private:
-  // Fewer rows than kRowBlock where there would be less than four pieces of work a thread: then the last ones wait.
+  // Fewer rows than kRowBlock also where there would be less than four pieces of work a thread: then the last ones wait.
   std::int64_t block_rows(std::int64_t steps, int threads) const {
+    const std::int64_t row_bytes = layout_.inputs * (bf16_inputs_ ? 2 : 4);
     std::int64_t block = kRowBlock;
     for (const std::int64_t smaller : {std::int64_t{48}, std::int64_t{32}, std::int64_t{16}}) {
-      if (steps * ceil_div(rows_, block) < 4 * threads && rows_ > smaller) block = smaller;
+      const bool too_large = block * row_bytes > kRowBlockBytes && smaller >= 32;
+      if (rows_ > smaller && (too_large || steps * ceil_div(rows_, block) < 4 * threads)) block = smaller;
     }
     return block;
   }
