@@ -10,9 +10,10 @@
 namespace nibble::cpu {
 namespace {
 
-// Keys of a chunk of a decode row: the unit in which threads share a long context. Short enough that three kv heads of
-// 512 keys split evenly over two threads, long enough that merging (one pass over head_dim) costs below 1% of it.
-constexpr std::int64_t kChunk = 128;
+// Keys of a chunk of a decode row: the unit in which threads share a long context. As short as a tile of keys can be,
+// so that three kv heads of some hundred keys split evenly over two threads: measured as fast as 128, since merging is
+// one pass over head_dim for 64 such passes over keys and as many over values.
+constexpr std::int64_t kChunk = kKeyTile;
 
 const AttentionKernel& kernel_for(const OpTable& active, const KvView& cache) {
   const OpTable& ops = cache.head_dim % 8 == 0 ? active : scalar_op_table();
