@@ -70,6 +70,7 @@ std::string render_chat(std::string_view template_text, const std::vector<ChatMe
                         const ChatOptions& options) {
   std::size_t bytes = template_text.size() + options.variables_json.size();
   std::vector<Value> list;
+  list.reserve(messages.size());
   for (const ChatMessage& message : messages) {
     bytes += message.role.size() + message.content.size() + 64;
     list.push_back(Value::dict({{"role", to_valid_utf8(message.role)}, {"content", to_valid_utf8(message.content)}}));

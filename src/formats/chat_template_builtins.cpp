@@ -253,6 +253,7 @@ Value reverse(const Value& input, Session& session) {
 
 std::vector<Value> dict_pairs(const std::vector<std::pair<std::string, Value>>& items, Session& session) {
   std::vector<Value> out;
+  out.reserve(items.size());
   for (const auto& [key, value] : items) {
     session.budget.charge(key.size() + 8);
     out.push_back(Value::tuple({key, value}));
@@ -516,6 +517,7 @@ Value call_dict_method(const Value& dict, std::string_view name, const Arguments
   if (name == "values") {
     std::vector<Value> out;
     session.budget.charge(items.size());
+    out.reserve(items.size());
     for (const auto& item : items) out.push_back(item.second);
     return Value::list(std::move(out));
   }

@@ -394,6 +394,7 @@ Value from_json(const nlohmann::ordered_json& json) {
       return json.get<std::string>();
     case nlohmann::ordered_json::value_t::array: {
       std::vector<Value> items;
+      items.reserve(json.size());
       for (const auto& item : json) items.push_back(from_json(item));
       return Value::list(std::move(items));
     }
