@@ -20,7 +20,8 @@ int main(int argc, char** argv) {
       for (const auto token : tokens) std::printf("%d ", token);
       std::printf("\n");
     }
-    std::printf("nibble %s: %zu bytes planned, loaded in %.3f s\n", nibble::version().c_str(), model.planned_bytes(), model.load_seconds());
+    std::printf("nibble %s: %zu bytes planned, loaded in %.3f s\n", nibble::version().c_str(), model.planned_bytes(),
+                model.load_seconds());
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

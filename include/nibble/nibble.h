@@ -19,19 +19,19 @@ namespace nibble {
 
 /// How a model is loaded.
 struct LoadOptions {
-  std::string revision = "main";   // of a hub id
-  std::string kernel = "auto";     // kernel of the linear layers; `nibble kernels` lists them
-  std::string dtype = "auto";      // what linear layers compute in: auto, f32, bf16
-  int threads = 0;                 // 0: the CPUs that this process may use; the pool is one for the process
-  std::int64_t max_batch = 1;      // sequences at a time
-  std::int64_t max_tokens = 0;     // tokens a sequence, prompt included; 0: the model's limit, at most 4096
+  std::string revision = "main";  // of a hub id
+  std::string kernel = "auto";    // kernel of the linear layers; `nibble kernels` lists them
+  std::string dtype = "auto";     // what linear layers compute in: auto, f32, bf16
+  int threads = 0;                // 0: the CPUs that this process may use; the pool is one for the process
+  std::int64_t max_batch = 1;     // sequences at a time
+  std::int64_t max_tokens = 0;    // tokens a sequence, prompt included; 0: the model's limit, at most 4096
 };
 
 /// How tokens are chosen.
 struct TextOptions {
   std::int64_t max_new_tokens = 256;
-  float temperature = 0;           // 0: the most likely token each time
-  std::int32_t top_k = 0;          // 0: all
+  float temperature = 0;   // 0: the most likely token each time
+  std::int32_t top_k = 0;  // 0: all
   float top_p = 1;
   float min_p = 0;
   float repetition_penalty = 1;
@@ -41,11 +41,12 @@ struct TextOptions {
 };
 
 struct Message {
-  std::string role;                // "system", "user", "assistant"
+  std::string role;  // "system", "user", "assistant"
   std::string content;
 };
 
-/// A model ready to run; without a tokenizer.json in its folder, only calls that take token ids work. Not to be used from two threads at once.
+/// A model ready to run; without a tokenizer.json in its folder, only calls that take token ids work. Not to be used
+/// from two threads at once.
 class LanguageModel {
  public:
   /// `model`: a folder, or a hub id that is in the Hugging Face cache.

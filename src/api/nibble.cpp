@@ -51,7 +51,8 @@ struct LanguageModel::Impl {
         engine(checkpoint, engine_options(options)) {}
 
   const Tokenizer& tokenizer() const {
-    if (!maybe_tokenizer) fail("{} has no tokenizer.json: only calls that take token ids work on it", checkpoint->folder().string());
+    if (!maybe_tokenizer)
+      fail("{} has no tokenizer.json: only calls that take token ids work on it", checkpoint->folder().string());
     return *maybe_tokenizer;
   }
 
@@ -59,7 +60,8 @@ struct LanguageModel::Impl {
     GenerateOptions out;
     out.max_new_tokens = std::min(options.max_new_tokens, engine.max_tokens() - longest_prompt + 1);
     out.stop_tokens = stops;
-    out.sampling = {options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty, options.seed};
+    out.sampling = {options.temperature,        options.top_k, options.top_p, options.min_p,
+                    options.repetition_penalty, options.seed};
     return out;
   }
 
@@ -84,7 +86,8 @@ struct LanguageModel::Impl {
   Engine engine;
 };
 
-LanguageModel::LanguageModel(const std::string& model, const LoadOptions& options) : impl_(std::make_unique<Impl>(model, options)) {}
+LanguageModel::LanguageModel(const std::string& model, const LoadOptions& options)
+    : impl_(std::make_unique<Impl>(model, options)) {}
 LanguageModel::LanguageModel(LanguageModel&&) noexcept = default;
 LanguageModel& LanguageModel::operator=(LanguageModel&&) noexcept = default;
 LanguageModel::~LanguageModel() = default;
@@ -103,7 +106,9 @@ std::vector<std::int32_t> LanguageModel::tokenize(std::string_view text, bool ad
   return impl_->tokenizer().encode(text, add_special_tokens);
 }
 
-std::string LanguageModel::detokenize(const std::vector<std::int32_t>& ids) const { return impl_->tokenizer().decode(ids, true); }
+std::string LanguageModel::detokenize(const std::vector<std::int32_t>& ids) const {
+  return impl_->tokenizer().decode(ids, true);
+}
 
 std::vector<std::vector<std::int32_t>> LanguageModel::generate(const std::vector<std::vector<std::int32_t>>& prompts,
                                                                const TextOptions& options) {

@@ -6,8 +6,8 @@
 #include "core/progress.h"
 #include "core/thread_pool.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <cstring>
@@ -44,8 +44,10 @@ int run_cli(int argc, const char* const* argv) {
   std::string isa;
   bool quiet = false;
   bool verbose = false;
-  app.add_option("--threads", threads, "threads to use (default: the CPUs this process may use)")->check(CLI::Range(1, 4096));
-  app.add_option("--isa", isa, "instruction set to use at most: scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx");
+  app.add_option("--threads", threads, "threads to use (default: the CPUs this process may use)")
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--isa", isa,
+                 "instruction set to use at most: scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx");
   app.add_flag("--quiet", quiet, "no progress and no messages but errors");
   app.add_flag("--verbose", verbose, "more messages");
 

@@ -20,12 +20,15 @@ std::optional<DType> parse_dtype(const std::string& text, const char* flag) {
 void ModelOptions::add_to(CLI::App& app) {
   app.add_option("--model", model, "a Hugging Face folder, or a hub id that is in the Hugging Face cache")->required();
   app.add_option("--revision", revision, "branch, tag or commit of a hub id")->capture_default_str();
-  app.add_option("--kernel", kernel, "kernel of the linear layers (see `nibble kernels`), or auto")->capture_default_str();
+  app.add_option("--kernel", kernel, "kernel of the linear layers (see `nibble kernels`), or auto")
+      ->capture_default_str();
   app.add_option("--dtype", dtype, "what linear layers compute in: auto, f32, bf16");
   app.add_option("--kv-dtype", kv_dtype, "type of the KV cache: auto, f32, bf16, f16");
   app.add_option("--device", device, "device to run on")->capture_default_str();
-  app.add_option("--max-tokens", max_tokens, "tokens a sequence that memory is planned for (0: by the model)")->check(CLI::NonNegativeNumber);
-  app.add_option("--prefill-chunk", prefill_chunk, "rows of the prompt a pass (0: by the device)")->check(CLI::NonNegativeNumber);
+  app.add_option("--max-tokens", max_tokens, "tokens a sequence that memory is planned for (0: by the model)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--prefill-chunk", prefill_chunk, "rows of the prompt a pass (0: by the device)")
+      ->check(CLI::NonNegativeNumber);
   app.add_flag("--no-fuse", no_fuse, "run every node of the model by itself");
 }
 

@@ -9,8 +9,8 @@
 #include "engine/stop_tokens.h"
 #include "formats/tokenizer.h"
 
-#include <CLI/CLI.hpp>
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -49,7 +49,8 @@ std::vector<std::string> read_prompts(const Options& o) {
       out.push_back(read_text_file(o.prompt_file, kLimit));
     }
   }
-  if (out.empty()) fail_usage("nibble generate needs a prompt: --prompt TEXT, or --prompt-file FILE (- for standard input)");
+  if (out.empty())
+    fail_usage("nibble generate needs a prompt: --prompt TEXT, or --prompt-file FILE (- for standard input)");
   return out;
 }
 
@@ -87,7 +88,8 @@ class Printer {
   std::vector<std::string> texts_;
 };
 
-// Where a decode step's time goes: medians over 25 steps, nodes of all layers with one name together, the longest first.
+// Where a decode step's time goes: medians over 25 steps, nodes of all layers with one name together, the longest
+// first.
 void print_profile(Engine& engine) {
   constexpr int kSteps = 25;
   std::vector<std::vector<double>> seconds;  // [node][step]
@@ -109,9 +111,11 @@ void print_profile(Engine& engine) {
   std::vector<std::pair<std::string, std::pair<double, int>>> sorted(by_name.begin(), by_name.end());
   std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.second.first > b.second.first; });
   for (const auto& [name, time] : sorted) {
-    fmt::print(stderr, "{:9.3f} ms {:5.1f}%  {:4} x {}\n", time.first * 1e3, 100 * time.first / total, time.second, name);
+    fmt::print(stderr, "{:9.3f} ms {:5.1f}%  {:4} x {}\n", time.first * 1e3, 100 * time.first / total, time.second,
+               name);
   }
-  fmt::print(stderr, "{:9.3f} ms  a step, node by node (replayed in one go it has no fork and join a node)\n", total * 1e3);
+  fmt::print(stderr, "{:9.3f} ms  a step, node by node (replayed in one go it has no fork and join a node)\n",
+             total * 1e3);
 }
 
 int run(const Options& o) {
@@ -145,7 +149,9 @@ int run(const Options& o) {
   options.sampling = o.sampling;
   Printer printer(tokenizer, prompts.size());
   if (!o.ids) {
-    options.on_token = [&printer](std::int64_t sequence, std::int32_t id) { printer.token(static_cast<std::size_t>(sequence), id); };
+    options.on_token = [&printer](std::int64_t sequence, std::int32_t id) {
+      printer.token(static_cast<std::size_t>(sequence), id);
+    };
   }
   const Generation result = generate(engine, prompts, options);
   if (o.ids) {
@@ -161,36 +167,49 @@ int run(const Options& o) {
       new_tokens += static_cast<std::int64_t>(result.tokens[i].size());
     }
     const double decode = result.total_seconds - result.prefill_seconds;
-    log_info(fmt::format("load {:.2f} s; prompt {} tokens in {:.1f} ms; {} new tokens, {:.2f} ms a step, {:.1f} tokens/s",
-                         engine.load_times().total, prompt_tokens, result.prefill_seconds * 1e3, new_tokens,
-                         result.step_seconds.empty() ? 0.0 : decode * 1e3 / static_cast<double>(result.step_seconds.size()),
-                         decode > 0 ? static_cast<double>(new_tokens - static_cast<std::int64_t>(prompts.size())) / decode : 0.0));
+    log_info(fmt::format(
+        "load {:.2f} s; prompt {} tokens in {:.1f} ms; {} new tokens, {:.2f} ms a step, {:.1f} tokens/s",
+        engine.load_times().total, prompt_tokens, result.prefill_seconds * 1e3, new_tokens,
+        result.step_seconds.empty() ? 0.0 : decode * 1e3 / static_cast<double>(result.step_seconds.size()),
+        decode > 0 ? static_cast<double>(new_tokens - static_cast<std::int64_t>(prompts.size())) / decode : 0.0));
   }
   if (o.profile) print_profile(engine);
   return 0;
 }
 
-const CommandRegistration registration({"generate", "generate text from a model", [](CLI::App& app) -> std::function<int()> {
-  auto o = std::make_shared<Options>();
-  o->model.add_to(app);
-  app.add_option("--prompt", o->prompts, "text to continue; several make a batch")->take_all();
-  app.add_option("--prompt-file", o->prompt_file, "a file to continue, - for standard input");
-  app.add_flag("--chat", o->chat, "the prompt is a user's message: apply the model's chat template");
-  app.add_option("--system", o->system, "with --chat: the system message");
-  app.add_flag("--no-special-tokens", o->no_special, "do not add the tokenizer's special tokens (BOS) to the prompt");
-  app.add_option("--max-new-tokens", o->max_new_tokens, "tokens to generate at most")->capture_default_str()->check(CLI::PositiveNumber);
-  app.add_flag("--ignore-eos", o->ignore_eos, "do not stop at the end-of-sequence token");
-  app.add_option("--temperature", o->sampling.temperature, "0: greedy")->capture_default_str()->check(CLI::NonNegativeNumber);
-  app.add_option("--top-k", o->sampling.top_k, "draw from the k most likely tokens (0: all)")->check(CLI::NonNegativeNumber);
-  app.add_option("--top-p", o->sampling.top_p, "draw from the least set of tokens with this probability")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--min-p", o->sampling.min_p, "leave out tokens less likely than this share of the most likely one")->check(CLI::Range(0.0, 1.0));
-  app.add_option("--repetition-penalty", o->sampling.repetition_penalty, "above 1: make tokens seen so far less likely")->check(CLI::PositiveNumber);
-  app.add_option("--seed", o->sampling.seed, "of the random draws")->capture_default_str();
-  app.add_flag("--ids", o->ids, "print the new token ids as JSON, one line a prompt, instead of text");
-  app.add_flag("--profile", o->profile, "print to stderr where the time of a decode step goes");
-  app.add_flag("--stats", o->stats, "print times to stderr");
-  return [o] { return run(*o); };
-}});
+const CommandRegistration registration(
+    {"generate", "generate text from a model", [](CLI::App& app) -> std::function<int()> {
+       auto o = std::make_shared<Options>();
+       o->model.add_to(app);
+       app.add_option("--prompt", o->prompts, "text to continue; several make a batch")->take_all();
+       app.add_option("--prompt-file", o->prompt_file, "a file to continue, - for standard input");
+       app.add_flag("--chat", o->chat, "the prompt is a user's message: apply the model's chat template");
+       app.add_option("--system", o->system, "with --chat: the system message");
+       app.add_flag("--no-special-tokens", o->no_special,
+                    "do not add the tokenizer's special tokens (BOS) to the prompt");
+       app.add_option("--max-new-tokens", o->max_new_tokens, "tokens to generate at most")
+           ->capture_default_str()
+           ->check(CLI::PositiveNumber);
+       app.add_flag("--ignore-eos", o->ignore_eos, "do not stop at the end-of-sequence token");
+       app.add_option("--temperature", o->sampling.temperature, "0: greedy")
+           ->capture_default_str()
+           ->check(CLI::NonNegativeNumber);
+       app.add_option("--top-k", o->sampling.top_k, "draw from the k most likely tokens (0: all)")
+           ->check(CLI::NonNegativeNumber);
+       app.add_option("--top-p", o->sampling.top_p, "draw from the least set of tokens with this probability")
+           ->check(CLI::Range(0.0, 1.0));
+       app.add_option("--min-p", o->sampling.min_p,
+                      "leave out tokens less likely than this share of the most likely one")
+           ->check(CLI::Range(0.0, 1.0));
+       app.add_option("--repetition-penalty", o->sampling.repetition_penalty,
+                      "above 1: make tokens seen so far less likely")
+           ->check(CLI::PositiveNumber);
+       app.add_option("--seed", o->sampling.seed, "of the random draws")->capture_default_str();
+       app.add_flag("--ids", o->ids, "print the new token ids as JSON, one line a prompt, instead of text");
+       app.add_flag("--profile", o->profile, "print to stderr where the time of a decode step goes");
+       app.add_flag("--stats", o->stats, "print times to stderr");
+       return [o] { return run(*o); };
+     }});
 
 }  // namespace
 }  // namespace nibble

@@ -13,7 +13,8 @@ namespace nibble {
 template <std::integral T>
 T checked_mul(T a, T b, std::string_view what) {
   T out;
-  if (__builtin_mul_overflow(a, b, &out)) fail("{} is too large: {} x {} does not fit in {} bits", what, a, b, sizeof(T) * 8);
+  if (__builtin_mul_overflow(a, b, &out))
+    fail("{} is too large: {} x {} does not fit in {} bits", what, a, b, sizeof(T) * 8);
   return out;
 }
 
@@ -21,7 +22,8 @@ T checked_mul(T a, T b, std::string_view what) {
 template <std::integral T>
 T checked_add(T a, T b, std::string_view what) {
   T out;
-  if (__builtin_add_overflow(a, b, &out)) fail("{} is too large: {} + {} does not fit in {} bits", what, a, b, sizeof(T) * 8);
+  if (__builtin_add_overflow(a, b, &out))
+    fail("{} is too large: {} + {} does not fit in {} bits", what, a, b, sizeof(T) * 8);
   return out;
 }
 

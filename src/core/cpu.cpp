@@ -18,10 +18,12 @@
 namespace nibble {
 namespace {
 
-constexpr std::array kNames = {std::string_view("scalar"),     std::string_view("avx2"),       std::string_view("avxvnni"),
-                               std::string_view("avx512"),     std::string_view("avx512vnni"), std::string_view("avx512bf16"),
+constexpr std::array kNames = {std::string_view("scalar"),     std::string_view("avx2"),
+                               std::string_view("avxvnni"),    std::string_view("avx512"),
+                               std::string_view("avx512vnni"), std::string_view("avx512bf16"),
                                std::string_view("amx")};
-constexpr std::array kAll = {Isa::scalar, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::avx512vnni, Isa::avx512bf16, Isa::amx};
+constexpr std::array kAll = {Isa::scalar,     Isa::avx2,       Isa::avxvnni, Isa::avx512,
+                             Isa::avx512vnni, Isa::avx512bf16, Isa::amx};
 
 std::uint64_t xcr0() {
   unsigned a = 0;
@@ -89,7 +91,9 @@ std::atomic<int> g_forced{-1};
 Isa initial_isa() {
   if (const char* text = std::getenv("NIBBLE_ISA"); text != nullptr && *text != '\0') {
     const std::optional<Isa> isa = isa_from_name(text);
-    if (!isa) fail_usage("NIBBLE_ISA is \"{}\", expected one of scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx", text);
+    if (!isa)
+      fail_usage("NIBBLE_ISA is \"{}\", expected one of scalar, avx2, avxvnni, avx512, avx512vnni, avx512bf16, amx",
+                 text);
     return checked(*isa, "NIBBLE_ISA");
   }
   return supported_isas().back();

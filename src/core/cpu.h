@@ -1,4 +1,5 @@
-// What this processor can do, and which instruction set the SIMD code uses: the best one, or the one that the user forces.
+// What this processor can do, and which instruction set the SIMD code uses: the best one, or the one that the user
+// forces.
 #pragma once
 
 #include <initializer_list>

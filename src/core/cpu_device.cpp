@@ -13,8 +13,9 @@
 namespace nibble {
 namespace {
 
-// Whole mappings, so that memory comes zeroed from the system and goes back to it at once. Buffers of 2 MiB and more ask
-// for huge pages: a decode step reads hundreds of MB in order, and 4 KiB pages cost a TLB miss every 64 cache lines.
+// Whole mappings, so that memory comes zeroed from the system and goes back to it at once. Buffers of 2 MiB and more
+// ask for huge pages: a decode step reads hundreds of MB in order, and 4 KiB pages cost a TLB miss every 64 cache
+// lines.
 class CpuBuffer final : public Buffer {
  public:
   CpuBuffer(std::size_t bytes, const std::string& purpose) : size_(bytes) {

@@ -1,5 +1,5 @@
-// The CPU as a device. Its stream runs tasks on the process's thread pool; a captured sequence of tasks is replayed inside
-// one parallel region, with a barrier between tasks instead of a fork and join each.
+// The CPU as a device. Its stream runs tasks on the process's thread pool; a captured sequence of tasks is replayed
+// inside one parallel region, with a barrier between tasks instead of a fork and join each.
 #pragma once
 
 #include "core/device.h"
@@ -16,7 +16,8 @@ class CpuStream final : public Stream {
  public:
   /// Runs on all threads; the next task starts when all are done. `task` keeps by value what it needs.
   void parallel(CpuTask task);
-  /// Runs on the calling thread alone, outside of any parallel region: for libraries that use the pool's threads themselves.
+  /// Runs on the calling thread alone, outside of any parallel region: for libraries that use the pool's threads
+  /// themselves.
   void serial(std::function<void()> task);
 
   void copy_to_device(void* to, const void* from, std::size_t bytes) override;

@@ -1,5 +1,6 @@
-// A device (the CPU, a GPU) as the modules above see it: memory, an ordered stream of work, capture of a sequence of work
-// that is replayed for each token, and time. Nothing above `core`, `kernels` and `ops` knows which device it runs on.
+// A device (the CPU, a GPU) as the modules above see it: memory, an ordered stream of work, capture of a sequence of
+// work that is replayed for each token, and time. Nothing above `core`, `kernels` and `ops` knows which device it runs
+// on.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +15,10 @@ enum class DeviceKind { cpu, cuda };
 struct DeviceInfo {
   DeviceKind kind = DeviceKind::cpu;
   int index = 0;
-  std::string name;               // as the system names it
-  std::size_t memory_bytes = 0;   // all of it, cut by the limits of this process
-  int threads = 0;                // CPU: threads of the pool; GPU: multiprocessors
-  std::string isa;                // CPU: the active instruction set; GPU: "sm_90"
+  std::string name;              // as the system names it
+  std::size_t memory_bytes = 0;  // all of it, cut by the limits of this process
+  int threads = 0;               // CPU: threads of the pool; GPU: multiprocessors
+  std::string isa;               // CPU: the active instruction set; GPU: "sm_90"
 };
 
 /// Device memory; freed with the object.

@@ -14,14 +14,28 @@ struct Row {
 };
 
 constexpr std::array kRows = {
-    Row{DType::f64, 64, "f64"},         Row{DType::f32, 32, "f32"},         Row{DType::f16, 16, "f16"},
-    Row{DType::bf16, 16, "bf16"},       Row{DType::f8_e4m3, 8, "f8_e4m3"},  Row{DType::f8_e5m2, 8, "f8_e5m2"},
-    Row{DType::f8_e8m0, 8, "f8_e8m0"},  Row{DType::f8_e4m3fnuz, 8, "f8_e4m3fnuz"},
-    Row{DType::f8_e5m2fnuz, 8, "f8_e5m2fnuz"}, Row{DType::f6_e2m3, 6, "f6_e2m3"}, Row{DType::f6_e3m2, 6, "f6_e3m2"},
-    Row{DType::f4, 4, "f4"},            Row{DType::c64, 64, "c64"},         Row{DType::i64, 64, "i64"},
-    Row{DType::i32, 32, "i32"},         Row{DType::i16, 16, "i16"},         Row{DType::i8, 8, "i8"},
-    Row{DType::u64, 64, "u64"},         Row{DType::u32, 32, "u32"},         Row{DType::u16, 16, "u16"},
-    Row{DType::u8, 8, "u8"},            Row{DType::boolean, 8, "bool"},
+    Row{DType::f64, 64, "f64"},
+    Row{DType::f32, 32, "f32"},
+    Row{DType::f16, 16, "f16"},
+    Row{DType::bf16, 16, "bf16"},
+    Row{DType::f8_e4m3, 8, "f8_e4m3"},
+    Row{DType::f8_e5m2, 8, "f8_e5m2"},
+    Row{DType::f8_e8m0, 8, "f8_e8m0"},
+    Row{DType::f8_e4m3fnuz, 8, "f8_e4m3fnuz"},
+    Row{DType::f8_e5m2fnuz, 8, "f8_e5m2fnuz"},
+    Row{DType::f6_e2m3, 6, "f6_e2m3"},
+    Row{DType::f6_e3m2, 6, "f6_e3m2"},
+    Row{DType::f4, 4, "f4"},
+    Row{DType::c64, 64, "c64"},
+    Row{DType::i64, 64, "i64"},
+    Row{DType::i32, 32, "i32"},
+    Row{DType::i16, 16, "i16"},
+    Row{DType::i8, 8, "i8"},
+    Row{DType::u64, 64, "u64"},
+    Row{DType::u32, 32, "u32"},
+    Row{DType::u16, 16, "u16"},
+    Row{DType::u8, 8, "u8"},
+    Row{DType::boolean, 8, "bool"},
 };
 
 const Row& row_of(DType dtype) {

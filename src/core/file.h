@@ -9,7 +9,8 @@
 
 namespace nibble {
 
-/// A read-only memory map of a whole regular file. Throws Error (with the path and the system's reason) when it cannot be read.
+/// A read-only memory map of a whole regular file. Throws Error (with the path and the system's reason) when it cannot
+/// be read.
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -35,8 +36,8 @@ class MappedFile {
 std::string read_text_file(const std::filesystem::path& path, std::size_t limit);
 
 /// Writes a file under a temporary name in the same folder; commit() syncs it and renames it into place. Destroyed
-/// without commit(), it leaves nothing behind. Every failure (no space, no permission) is an Error with path and reason.
-/// A path that names a pipe or a device (/dev/stdout) is written to directly.
+/// without commit(), it leaves nothing behind. Every failure (no space, no permission) is an Error with path and
+/// reason. A path that names a pipe or a device (/dev/stdout) is written to directly.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);

@@ -22,11 +22,21 @@ spdlog::logger& logger() {
 
 void set_log_level(LogLevel level) {
   switch (level) {
-    case LogLevel::debug: logger().set_level(spdlog::level::debug); break;
-    case LogLevel::info: logger().set_level(spdlog::level::info); break;
-    case LogLevel::warn: logger().set_level(spdlog::level::warn); break;
-    case LogLevel::error: logger().set_level(spdlog::level::err); break;
-    case LogLevel::off: logger().set_level(spdlog::level::off); break;
+    case LogLevel::debug:
+      logger().set_level(spdlog::level::debug);
+      break;
+    case LogLevel::info:
+      logger().set_level(spdlog::level::info);
+      break;
+    case LogLevel::warn:
+      logger().set_level(spdlog::level::warn);
+      break;
+    case LogLevel::error:
+      logger().set_level(spdlog::level::err);
+      break;
+    case LogLevel::off:
+      logger().set_level(spdlog::level::off);
+      break;
   }
 }
 

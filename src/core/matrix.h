@@ -1,4 +1,5 @@
-// What ops and kernels are handed at run time: matrices in device memory, the map of the batch's rows, a layer's KV cache.
+// What ops and kernels are handed at run time: matrices in device memory, the map of the batch's rows, a layer's KV
+// cache.
 #pragma once
 
 #include "core/dtype.h"
@@ -19,8 +20,8 @@ struct MatrixRef {
   float* f32_row(std::int64_t row) const { return static_cast<float*>(data) + row * stride; }
 };
 
-/// The rows of one pass, ragged: sequence s has rows [row_begin[s], row_begin[s + 1]), each one token. There is no padding.
-/// All pointers are device memory and stay fixed while a captured step is replayed; their contents change.
+/// The rows of one pass, ragged: sequence s has rows [row_begin[s], row_begin[s + 1]), each one token. There is no
+/// padding. All pointers are device memory and stay fixed while a captured step is replayed; their contents change.
 struct RowMap {
   std::int64_t rows = 0;
   std::int64_t sequences = 0;
@@ -35,7 +36,7 @@ struct KvView {
   DType dtype = DType::f32;
   std::byte* k = nullptr;
   std::byte* v = nullptr;
-  std::int64_t slots = 0;     // sequences
+  std::int64_t slots = 0;  // sequences
   std::int64_t kv_heads = 0;
   std::int64_t capacity = 0;  // tokens a sequence
   std::int64_t head_dim = 0;

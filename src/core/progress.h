@@ -1,5 +1,5 @@
-// Progress with time left, on stderr and only when it is a terminal; silent otherwise, but for a line at the end of each
-// long stage so that a log shows where the time went.
+// Progress with time left, on stderr and only when it is a terminal; silent otherwise, but for a line at the end of
+// each long stage so that a log shows where the time went.
 #pragma once
 
 #include <cstdint>

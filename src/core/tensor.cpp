@@ -44,11 +44,14 @@ void rows_to_float(const TensorView& from, std::int64_t first, std::int64_t rows
   if (first < 0 || rows < 0 || begin + count > total) {
     fail("rows {} to {} lie outside of a tensor of shape {}", first, first + rows, to_string(from.shape));
   }
-  if (out.size() < static_cast<std::size_t>(count)) fail("a buffer of {} floats is too small for {}", out.size(), count);
+  if (out.size() < static_cast<std::size_t>(count))
+    fail("a buffer of {} floats is too small for {}", out.size(), count);
   const std::byte* source = from.bytes.data() + static_cast<std::size_t>(begin) * bytes_of(from.dtype);
   const std::size_t n = static_cast<std::size_t>(count);
   switch (from.dtype) {
-    case DType::f32: std::memcpy(out.data(), source, n * sizeof(float)); return;
+    case DType::f32:
+      std::memcpy(out.data(), source, n * sizeof(float));
+      return;
     case DType::f64:
       for (std::size_t i = 0; i < n; ++i) {
         double value;
@@ -64,7 +67,8 @@ void rows_to_float(const TensorView& from, std::int64_t first, std::int64_t rows
         out[i] = from.dtype == DType::f16 ? half_to_float(bits) : bf16_to_float(bits);
       }
       return;
-    default: fail("a tensor of type {} was read where floats are expected (f32, f16, bf16 or f64)", name_of(from.dtype));
+    default:
+      fail("a tensor of type {} was read where floats are expected (f32, f16, bf16 or f64)", name_of(from.dtype));
   }
 }
 

@@ -43,13 +43,19 @@ class Tensor {
   std::span<std::byte> bytes() { return {data_.get(), size_}; }
   std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
   template <typename T>
-  std::span<T> as() { return {reinterpret_cast<T*>(data_.get()), size_ / sizeof(T)}; }
+  std::span<T> as() {
+    return {reinterpret_cast<T*>(data_.get()), size_ / sizeof(T)};
+  }
   template <typename T>
-  std::span<const T> as() const { return {reinterpret_cast<const T*>(data_.get()), size_ / sizeof(T)}; }
+  std::span<const T> as() const {
+    return {reinterpret_cast<const T*>(data_.get()), size_ / sizeof(T)};
+  }
   TensorView view() const { return {dtype_, shape_, bytes()}; }
 
  private:
-  struct Free { void operator()(std::byte* p) const; };
+  struct Free {
+    void operator()(std::byte* p) const;
+  };
   DType dtype_ = DType::f32;
   Shape shape_;
   std::size_t size_ = 0;

@@ -54,8 +54,8 @@ void ThreadPool::barrier() {
     generation_.value.notify_all();
     return;
   }
-  // A pause takes 10 to 140 cycles, by processor; 1000 of them are some 20 us. Past that another process has the core that
-  // the last thread needs: sleep, and leave it this one.
+  // A pause takes 10 to 140 cycles, by processor; 1000 of them are some 20 us. Past that another process has the core
+  // that the last thread needs: sleep, and leave it this one.
   constexpr int kSpins = 1000;
   for (int spin = 0; spin < kSpins; ++spin) {
     if (generation_.value.load(std::memory_order_acquire) != generation) return;

@@ -8,9 +8,11 @@ std::vector<std::int32_t> chat_prompt(const std::filesystem::path& folder, const
                                       const std::vector<ChatMessage>& messages) {
   const std::optional<std::string> text = load_chat_template(folder);
   if (!text) {
-    fail("{} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): this model completes text, "
-         "leave out --chat",
-         folder.string());
+    fail(
+        "{} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): this model "
+        "completes text, "
+        "leave out --chat",
+        folder.string());
   }
   ChatOptions options;
   if (tokenizer.special().bos) options.bos_token = tokenizer.token(*tokenizer.special().bos);

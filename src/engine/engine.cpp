@@ -19,10 +19,10 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 /// The rows of one pass, as the steps see it.
 struct Pass {
   RowMap map;
-  const std::int32_t* logit_rows = nullptr;      // [logits] rows of the pass
-  const std::int32_t* logit_positions = nullptr; // [logits]
+  const std::int32_t* logit_rows = nullptr;       // [logits] rows of the pass
+  const std::int32_t* logit_positions = nullptr;  // [logits]
   std::int64_t logits = 0;
-  std::int64_t first_sequence = 0;               // the sequence of the first row of logits; they follow each other
+  std::int64_t first_sequence = 0;  // the sequence of the first row of logits; they follow each other
   bool sample = true;
 };
 
@@ -50,7 +50,8 @@ struct Engine::Impl {
   // Maps of a pass that the host fills (prefill, score) and those that a decode step advances by itself.
   std::int32_t *tokens = nullptr, *positions = nullptr, *slot_of = nullptr, *row_begin = nullptr;
   std::int32_t *logit_rows = nullptr, *logit_positions = nullptr;
-  std::int32_t *step_tokens = nullptr, *step_positions = nullptr, *step_slots = nullptr, *step_begin = nullptr, *step_rows = nullptr;
+  std::int32_t *step_tokens = nullptr, *step_positions = nullptr, *step_slots = nullptr, *step_begin = nullptr,
+               *step_rows = nullptr;
   std::int32_t *next = nullptr, *step_of = nullptr, *history = nullptr;
   std::uint8_t* seen = nullptr;
   SampleParams* params = nullptr;
@@ -94,11 +95,14 @@ void Engine::Impl::configure() {
 void Engine::Impl::check_fits() const {
   if (plan.total() <= plan.device_memory) return;
   constexpr double kGb = 1e9;
-  fail("this run needs {:.2f} GB (weights {:.2f}, embedding {:.2f}, KV cache {:.2f}, activations and scratch {:.2f}), and {} has {:.2f} GB: "
-       "lower --batch-size, --max-tokens or --prefill-chunk, or take a smaller model or fewer bits",
-       static_cast<double>(plan.total()) / kGb, static_cast<double>(plan.weights) / kGb, static_cast<double>(plan.embedding) / kGb,
-       static_cast<double>(plan.kv_cache) / kGb, static_cast<double>(plan.arena + plan.workspace) / kGb,
-       backend->device().info().name, static_cast<double>(plan.device_memory) / kGb);
+  fail(
+      "this run needs {:.2f} GB (weights {:.2f}, embedding {:.2f}, KV cache {:.2f}, activations and scratch {:.2f}), "
+      "and {} has {:.2f} GB: "
+      "lower --batch-size, --max-tokens or --prefill-chunk, or take a smaller model or fewer bits",
+      static_cast<double>(plan.total()) / kGb, static_cast<double>(plan.weights) / kGb,
+      static_cast<double>(plan.embedding) / kGb, static_cast<double>(plan.kv_cache) / kGb,
+      static_cast<double>(plan.arena + plan.workspace) / kGb, backend->device().info().name,
+      static_cast<double>(plan.device_memory) / kGb);
 }
 
 void Engine::Impl::allocate() {
@@ -185,7 +189,8 @@ void Engine::Impl::enqueue_linear(const LoweredNode& lowered, const PackedLinear
 
 void Engine::Impl::enqueue(std::size_t index, const Pass& pass) {
   const LoweredNode& lowered = nodes[index];
-  const BufferDesc& out = program.buffers[static_cast<std::size_t>(lowered.writes().empty() ? program.hidden_state : lowered.writes()[0])];
+  const BufferDesc& out =
+      program.buffers[static_cast<std::size_t>(lowered.writes().empty() ? program.hidden_state : lowered.writes()[0])];
   // A pass whose logits nobody wants (an early chunk of a long prompt) ends with the last block.
   if (out.rows == RowSet::logits && pass.logits == 0) return;
   Backend& ops = *backend;
@@ -199,23 +204,27 @@ void Engine::Impl::enqueue(std::size_t index, const Pass& pass) {
               norm->bias.empty() ? nullptr : weights.norm(norm->bias), norm->eps, matrix(norm->y, pass)},
              s);
   } else if (const auto* rotary = std::get_if<RotaryNode>(&lowered.node.op)) {
-    ops.rotary({pass.map, matrix(rotary->x, pass), rotary->heads, rotary->head_dim, rotary->dims, rotary->interleaved, rope.data()}, s);
+    ops.rotary({pass.map, matrix(rotary->x, pass), rotary->heads, rotary->head_dim, rotary->dims, rotary->interleaved,
+                rope.data()},
+               s);
   } else if (const auto* store = std::get_if<KvStoreNode>(&lowered.node.op)) {
     ops.kv_store({pass.map, matrix(store->k, pass), matrix(store->v, pass), kv_view(lowered.node.layer)}, s);
   } else if (const auto* attention = std::get_if<AttentionNode>(&lowered.node.op)) {
-    ops.attention({pass.map, matrix(attention->q, pass), attention->heads, kv_view(lowered.node.layer), attention->scale,
-                   attention->window, attention->softcap, matrix(attention->y, pass), scratch->data()},
-                  s);
+    ops.attention(
+        {pass.map, matrix(attention->q, pass), attention->heads, kv_view(lowered.node.layer), attention->scale,
+         attention->window, attention->softcap, matrix(attention->y, pass), scratch->data()},
+        s);
   } else if (const auto* gated = std::get_if<GatedNode>(&lowered.node.op)) {
-    ops.gated_activation(gated->activation, matrix(gated->gate, pass), matrix(gated->up, pass), matrix(gated->y, pass), s);
+    ops.gated_activation(gated->activation, matrix(gated->gate, pass), matrix(gated->up, pass), matrix(gated->y, pass),
+                         s);
   } else if (const auto* add = std::get_if<AddNode>(&lowered.node.op)) {
     ops.add(matrix(add->a, pass), matrix(add->b, pass), matrix(add->y, pass), s);
   } else if (const auto* gather = std::get_if<GatherNode>(&lowered.node.op)) {
     ops.gather_rows(matrix(gather->x, pass), pass.logit_rows, matrix(gather->y, pass), s);
   } else if (const auto* sample = std::get_if<SampleNode>(&lowered.node.op); sample != nullptr && pass.sample) {
     const std::int64_t f = pass.first_sequence;
-    ops.sample({matrix(sample->logits, pass), params + f, penalised ? seen + f * program.vocab : nullptr, pass.logit_positions,
-                next + f, scratch->data()},
+    ops.sample({matrix(sample->logits, pass), params + f, penalised ? seen + f * program.vocab : nullptr,
+                pass.logit_positions, next + f, scratch->data()},
                s);
   }
 }
@@ -232,15 +241,18 @@ Pass Engine::Impl::step_pass() const {
 void Engine::Impl::check_tokens(std::span<const std::int32_t> ids, std::int64_t sequence) const {
   if (ids.empty()) fail("sequence {} is empty: it should hold at least one token", sequence);
   if (static_cast<std::int64_t>(ids.size()) > sizes.max_tokens) {
-    fail("sequence {} has {} tokens, more than the {} that this run was planned for: raise --max-tokens", sequence, ids.size(), sizes.max_tokens);
+    fail("sequence {} has {} tokens, more than the {} that this run was planned for: raise --max-tokens", sequence,
+         ids.size(), sizes.max_tokens);
   }
   for (const std::int32_t id : ids) {
-    if (id < 0 || id >= program.vocab) fail("sequence {} holds token id {}, but the model's vocabulary has {} entries", sequence, id, program.vocab);
+    if (id < 0 || id >= program.vocab)
+      fail("sequence {} holds token id {}, but the model's vocabulary has {} entries", sequence, id, program.vocab);
   }
 }
 
 // Takes the prompts [first, last) through the model, max_rows rows a pass.
-void Engine::Impl::prefill_range(std::span<const std::vector<std::int32_t>> prompts, std::size_t first, std::size_t last) {
+void Engine::Impl::prefill_range(std::span<const std::vector<std::int32_t>> prompts, std::size_t first,
+                                 std::size_t last) {
   std::vector<std::int32_t> t, p, sl, begin, lr, lp;
   std::size_t first_done = first;
   const auto flush = [&] {
@@ -253,7 +265,12 @@ void Engine::Impl::prefill_range(std::span<const std::vector<std::int32_t>> prom
     to_device(logit_rows, lr);
     to_device(logit_positions, lp);
     Pass pass;
-    pass.map = {static_cast<std::int64_t>(t.size()), static_cast<std::int64_t>(begin.size()) - 1, tokens, positions, slot_of, row_begin};
+    pass.map = {static_cast<std::int64_t>(t.size()),
+                static_cast<std::int64_t>(begin.size()) - 1,
+                tokens,
+                positions,
+                slot_of,
+                row_begin};
     pass.logit_rows = logit_rows;
     pass.logit_positions = logit_positions;
     pass.logits = static_cast<std::int64_t>(lr.size());
@@ -292,7 +309,8 @@ Engine::Engine(std::shared_ptr<const Checkpoint> checkpoint, EngineOptions optio
   for (std::size_t i = 0; i < m.nodes.size(); ++i) {
     const LoweredNode& node = m.nodes[i];
     if (node.linear() == nullptr) continue;
-    m.sites.push_back({node.name(), node.node.layer, std::string(node.kernel->name()), node.site, m.weights.packed(i).bytes()});
+    m.sites.push_back(
+        {node.name(), node.node.layer, std::string(node.kernel->name()), node.site, m.weights.packed(i).bytes()});
   }
   m.allocate();
   m.times.total = seconds_since(start) - m.times.tune;
@@ -316,7 +334,8 @@ void Engine::prefill(std::span<const std::vector<std::int32_t>> prompts, std::sp
   if (n == 0 || static_cast<std::int64_t>(n) > m.sizes.max_batch) {
     fail("{} prompts were given to a run that was planned for 1 to {}", n, m.sizes.max_batch);
   }
-  if (params.size() != 1 && params.size() != n) fail("{} sampling settings were given for {} prompts: give one, or one each", params.size(), n);
+  if (params.size() != 1 && params.size() != n)
+    fail("{} sampling settings were given for {} prompts: give one, or one each", params.size(), n);
   for (std::size_t i = 0; i < n; ++i) m.check_tokens(prompts[i], static_cast<std::int64_t>(i));
 
   m.sequences = static_cast<std::int64_t>(n);
@@ -327,7 +346,8 @@ void Engine::prefill(std::span<const std::vector<std::int32_t>> prompts, std::sp
   if (m.penalised) {
     std::vector<std::uint8_t> seen(n * static_cast<std::size_t>(m.program.vocab), 0);
     for (std::size_t i = 0; i < n; ++i) {
-      for (const std::int32_t id : prompts[i]) seen[i * static_cast<std::size_t>(m.program.vocab) + static_cast<std::size_t>(id)] = 1;
+      for (const std::int32_t id : prompts[i])
+        seen[i * static_cast<std::size_t>(m.program.vocab) + static_cast<std::size_t>(id)] = 1;
     }
     m.stream->copy_to_device(m.seen, seen.data(), seen.size());
   }
@@ -364,7 +384,8 @@ void Engine::decode_step() {
   for (std::int64_t i = 0; i < m.sequences; ++i) {
     std::int64_t& length = m.lengths[static_cast<std::size_t>(i)];
     if (length >= m.sizes.max_tokens) {
-      fail("sequence {} has reached the {} tokens that this run was planned for: raise --max-tokens", i, m.sizes.max_tokens);
+      fail("sequence {} has reached the {} tokens that this run was planned for: raise --max-tokens", i,
+           m.sizes.max_tokens);
     }
     ++length;
   }
@@ -417,10 +438,13 @@ void Engine::score(std::span<const std::int32_t> tokens, std::int64_t first,
   m.rope.for_prompt(n, *m.stream);
   std::vector<float> logits;
   for (std::int64_t done = 0; done < n;) {
-    // Rows before `first` need no logits and go in large passes; the others as many at a time as there is room for logits.
+    // Rows before `first` need no logits and go in large passes; the others as many at a time as there is room for
+    // logits.
     const bool wanted = done >= first;
-    const std::int64_t rows = wanted ? std::min({n - done, m.sizes.max_logit_rows, m.sizes.max_rows}) : std::min(first - done, m.sizes.max_rows);
-    std::vector<std::int32_t> t(tokens.begin() + done, tokens.begin() + done + rows), p, sl(static_cast<std::size_t>(rows), 0), index;
+    const std::int64_t rows = wanted ? std::min({n - done, m.sizes.max_logit_rows, m.sizes.max_rows})
+                                     : std::min(first - done, m.sizes.max_rows);
+    std::vector<std::int32_t> t(tokens.begin() + done, tokens.begin() + done + rows), p,
+        sl(static_cast<std::size_t>(rows), 0), index;
     for (std::int64_t i = 0; i < rows; ++i) {
       p.push_back(static_cast<std::int32_t>(done + i));
       index.push_back(static_cast<std::int32_t>(i));
@@ -463,7 +487,8 @@ Cost Engine::pass_cost(std::int64_t rows, std::int64_t sequences, double context
   const double token_bytes = 2.0 * static_cast<double>(m.program.layers * m.program.kv_heads * m.program.head_dim) *
                              static_cast<double>(bytes_of(m.kv_dtype));
   total.bytes += token_bytes * (static_cast<double>(sequences) * context + static_cast<double>(rows));
-  total.flops += 4.0 * static_cast<double>(rows) * context * static_cast<double>(m.program.layers * m.program.heads * m.program.head_dim);
+  total.flops += 4.0 * static_cast<double>(rows) * context *
+                 static_cast<double>(m.program.layers * m.program.heads * m.program.head_dim);
   return total;
 }
 

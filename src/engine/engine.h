@@ -28,17 +28,17 @@ struct EngineOptions {
   std::optional<DType> compute;
   /// Element type of the KV cache. Unset: as compute.
   std::optional<DType> kv_dtype;
-  std::int64_t max_batch = 1;          // sequences at a time
-  std::int64_t max_tokens = 0;         // tokens a sequence, prompt included; 0: the model's limit, at most 4096
-  std::int64_t prefill_chunk = 0;      // rows a pass, longer prompts run in several; 0: what suits the device (CPU: 512)
-  std::int64_t max_logit_rows = 0;     // rows a pass whose logits may be asked for; 0: max_batch
-  bool fuse = true;                    // fold norms, activations and residuals into linear kernels that can
-  bool capture = true;                 // record a decode step once and replay it
+  std::int64_t max_batch = 1;       // sequences at a time
+  std::int64_t max_tokens = 0;      // tokens a sequence, prompt included; 0: the model's limit, at most 4096
+  std::int64_t prefill_chunk = 0;   // rows a pass, longer prompts run in several; 0: what suits the device (CPU: 512)
+  std::int64_t max_logit_rows = 0;  // rows a pass whose logits may be asked for; 0: max_batch
+  bool fuse = true;                 // fold norms, activations and residuals into linear kernels that can
+  bool capture = true;              // record a decode step once and replay it
 };
 
 /// Which kernel runs a site of the model, for reports.
 struct SiteInfo {
-  std::string name;     // "self_attn.q_proj|k_proj|v_proj"
+  std::string name;  // "self_attn.q_proj|k_proj|v_proj"
   int layer = -1;
   std::string kernel;
   LinearSite site;
@@ -70,8 +70,8 @@ class Engine {
   std::int64_t max_tokens() const;
   Device& device();
 
-  /// Forgets all sequences and takes these prompts (1 to max_batch, each 1 to max_tokens ids, of any lengths) through the
-  /// model. Afterwards each has its next token chosen (params: one for each prompt, or one for all).
+  /// Forgets all sequences and takes these prompts (1 to max_batch, each 1 to max_tokens ids, of any lengths) through
+  /// the model. Afterwards each has its next token chosen (params: one for each prompt, or one for all).
   void prefill(std::span<const std::vector<std::int32_t>> prompts, std::span<const SampleParams> params);
   /// One more token for every sequence.
   void decode_step();
@@ -82,13 +82,13 @@ class Engine {
   /// Logits [sequences, vocab] f32 of the last pass, before sampling changed them where it is not greedy.
   std::vector<float> last_logits() const;
 
-  /// Takes one sequence through the model from nothing and hands out the logits of rows [first, tokens.size()), in order,
-  /// some rows a call: consume(first_row, rows, logits [rows, vocab]). Used for perplexity and verification.
+  /// Takes one sequence through the model from nothing and hands out the logits of rows [first, tokens.size()), in
+  /// order, some rows a call: consume(first_row, rows, logits [rows, vocab]). Used for perplexity and verification.
   void score(std::span<const std::int32_t> tokens, std::int64_t first,
              const std::function<void(std::int64_t first_row, std::int64_t rows, const float* logits)>& consume);
 
-  /// Bytes and operations of one pass over `rows` rows in `sequences` sequences whose contexts average `context` tokens:
-  /// every linear site's least cost as it is stored, the KV cache read and written.
+  /// Bytes and operations of one pass over `rows` rows in `sequences` sequences whose contexts average `context`
+  /// tokens: every linear site's least cost as it is stored, the KV cache read and written.
   Cost pass_cost(std::int64_t rows, std::int64_t sequences, double context) const;
 
   /// One decode step at the current state, each node timed by itself.

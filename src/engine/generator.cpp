@@ -7,10 +7,14 @@
 
 namespace nibble {
 
-Generation generate(Engine& engine, std::span<const std::vector<std::int32_t>> prompts, const GenerateOptions& options) {
+Generation generate(Engine& engine, std::span<const std::vector<std::int32_t>> prompts,
+                    const GenerateOptions& options) {
   using Clock = std::chrono::steady_clock;
-  const auto seconds = [](Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); };
-  if (options.max_new_tokens < 1) fail_usage("the number of new tokens should be at least 1, found {}", options.max_new_tokens);
+  const auto seconds = [](Clock::time_point from, Clock::time_point to) {
+    return std::chrono::duration<double>(to - from).count();
+  };
+  if (options.max_new_tokens < 1)
+    fail_usage("the number of new tokens should be at least 1, found {}", options.max_new_tokens);
 
   Generation out;
   out.tokens.resize(prompts.size());
@@ -21,7 +25,8 @@ Generation generate(Engine& engine, std::span<const std::vector<std::int32_t>> p
       if (!ended[i]) {
         out.tokens[i].push_back(next[i]);
         if (options.on_token) options.on_token(static_cast<std::int64_t>(i), next[i]);
-        const bool stop = std::find(options.stop_tokens.begin(), options.stop_tokens.end(), next[i]) != options.stop_tokens.end();
+        const bool stop =
+            std::find(options.stop_tokens.begin(), options.stop_tokens.end(), next[i]) != options.stop_tokens.end();
         ended[i] = stop && !options.ignore_stop;
       }
       all_ended = all_ended && ended[i];

@@ -29,7 +29,9 @@ struct UsesOf {
   Uses operator()(const SampleNode& n) const { return {{n.logits}, {n.logits}}; }
 };
 
-bool contains(const std::vector<BufferId>& list, BufferId id) { return std::find(list.begin(), list.end(), id) != list.end(); }
+bool contains(const std::vector<BufferId>& list, BufferId id) {
+  return std::find(list.begin(), list.end(), id) != list.end();
+}
 
 // True where nothing after nodes[last] reads `buffer` before it is written anew: its value is only passed on.
 bool dead_after(const std::vector<Node>& nodes, std::size_t last, BufferId buffer) {
@@ -56,8 +58,8 @@ class Lowerer {
     const auto* norm = std::get_if<NormNode>(&nodes_[i].op);
     if (norm != nullptr && options_.fuse && i + 1 < nodes_.size()) {
       const auto* next = std::get_if<LinearNode>(&nodes_[i + 1].op);
-      if (next != nullptr && next->x == norm->y && norm->kind == NormKind::rms && norm->groups == 1 && norm->bias.empty() &&
-          dead_after(nodes_, i + 1, norm->y)) {
+      if (next != nullptr && next->x == norm->y && norm->kind == NormKind::rms && norm->groups == 1 &&
+          norm->bias.empty() && dead_after(nodes_, i + 1, norm->y)) {
         return linear(i + 1, norm);
       }
     }
@@ -76,8 +78,9 @@ class Lowerer {
     if (norm != nullptr) fused.site.prologue = {PrologueKind::rms_norm, norm->eps};
     std::size_t after = i + 1;
     if (options_.fuse && after < nodes_.size()) {
-      if (const auto* add = std::get_if<AddNode>(&nodes_[after].op);
-          add != nullptr && node.y.size() == 1 && (add->a == node.y[0]) != (add->b == node.y[0]) && dead_after(nodes_, after, node.y[0])) {
+      if (const auto* add = std::get_if<AddNode>(&nodes_[after].op); add != nullptr && node.y.size() == 1 &&
+                                                                     (add->a == node.y[0]) != (add->b == node.y[0]) &&
+                                                                     dead_after(nodes_, after, node.y[0])) {
         fused.add = *add;
         fused.site.epilogue = {EpilogueKind::residual, ActivationKind::silu};
       } else if (const auto* gated = std::get_if<GatedNode>(&nodes_[after].op);
@@ -112,7 +115,8 @@ class Lowerer {
   }
 
   const LinearKernel& choose(const LinearNode& node, const LinearSite& site) {
-    const bool quantised = std::any_of(site.parts.begin(), site.parts.end(), [](const LinearDesc& d) { return d.gptq.has_value(); });
+    const bool quantised =
+        std::any_of(site.parts.begin(), site.parts.end(), [](const LinearDesc& d) { return d.gptq.has_value(); });
     if (options_.kernel == "auto" && quantised) {
       return tuner_.choose(site, std::array{options_.decode_rows, options_.max_rows});
     }

@@ -1,5 +1,5 @@
-// Lowering: which kernel runs each linear site, what is folded into it, and what remains as ops. Done once for an engine;
-// nothing is loaded yet, so that `nibble plan` can ask without reading weights.
+// Lowering: which kernel runs each linear site, what is folded into it, and what remains as ops. Done once for an
+// engine; nothing is loaded yet, so that `nibble plan` can ask without reading weights.
 #pragma once
 
 #include "kernels/linear_kernel.h"
@@ -37,8 +37,9 @@ struct LoweringOptions {
   std::int64_t decode_rows = 1;  // rows of a decode step, which --kernel auto measures for beside max_rows
 };
 
-/// With kernel "auto", quantised sites get the kernel that measures fastest on the device at decode_rows and max_rows rows
-/// (kernels/autotune.h), the others the dense one. Throws Error where the named kernel cannot run a site, with the kernel's reason; UsageError where there is no such kernel.
+/// With kernel "auto", quantised sites get the kernel that measures fastest on the device at decode_rows and max_rows
+/// rows (kernels/autotune.h), the others the dense one. Throws Error where the named kernel cannot run a site, with the
+/// kernel's reason; UsageError where there is no such kernel.
 std::vector<LoweredNode> lower(const Program& program, Device& device, const LoweringOptions& options);
 
 }  // namespace nibble

@@ -14,8 +14,10 @@ namespace {
 constexpr std::size_t kAlign = 256;
 
 std::size_t rows_bytes(std::int64_t rows, std::int64_t columns, std::size_t element) {
-  return round_up(checked_mul(checked_mul(static_cast<std::size_t>(rows), static_cast<std::size_t>(columns), "a buffer"), element, "a buffer"),
-                  kAlign);
+  return round_up(
+      checked_mul(checked_mul(static_cast<std::size_t>(rows), static_cast<std::size_t>(columns), "a buffer"), element,
+                  "a buffer"),
+      kAlign);
 }
 
 struct Lifetime {
@@ -57,11 +59,13 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
   for (std::size_t id = 0; id < slots.size(); ++id) {
     if (!lives[id].used()) continue;
     const BufferDesc& desc = program.buffers[id];
-    slots[id].bytes = rows_bytes(desc.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows, desc.columns, sizeof(float));
+    slots[id].bytes =
+        rows_bytes(desc.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows, desc.columns, sizeof(float));
     order.push_back(id);
   }
   // Largest first, each at the lowest offset that no buffer alive at the same time covers.
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return slots[a].bytes > slots[b].bytes; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return slots[a].bytes > slots[b].bytes; });
   bytes = 0;
   std::vector<std::size_t> placed;
   for (const std::size_t id : order) {
@@ -69,7 +73,8 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
     for (const std::size_t other : placed) {
       if (lives[id].meets(lives[other])) rivals.push_back(other);
     }
-    std::sort(rivals.begin(), rivals.end(), [&](std::size_t a, std::size_t b) { return slots[a].offset < slots[b].offset; });
+    std::sort(rivals.begin(), rivals.end(),
+              [&](std::size_t a, std::size_t b) { return slots[a].offset < slots[b].offset; });
     std::size_t offset = 0;
     for (const std::size_t other : rivals) {
       if (slots[other].offset >= offset + slots[id].bytes) break;
@@ -102,8 +107,8 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
   return round_up(most, kAlign);
 }
 
-MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes, Backend& backend,
-                     std::size_t embedding_bytes) {
+MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
+                     Backend& backend, std::size_t embedding_bytes) {
   MemoryPlan plan;
   plan.device_memory = backend.device().info().memory_bytes;
   const auto item = [&plan](std::string name, std::size_t bytes) { plan.items.push_back({std::move(name), bytes}); };
@@ -127,13 +132,18 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   }
   plan.weights += norms;
   item("norms", norms);
-  plan.kv_cache = checked_mul(static_cast<std::size_t>(program.layers), 2 * backend.kv_bytes(kv_shape(program, sizes)), "the KV cache");
-  item(fmt::format("KV cache, {} sequences x {} tokens ({})", sizes.max_batch, sizes.max_tokens, name_of(sizes.kv_dtype)), plan.kv_cache);
+  plan.kv_cache = checked_mul(static_cast<std::size_t>(program.layers), 2 * backend.kv_bytes(kv_shape(program, sizes)),
+                              "the KV cache");
+  item(fmt::format("KV cache, {} sequences x {} tokens ({})", sizes.max_batch, sizes.max_tokens,
+                   name_of(sizes.kv_dtype)),
+       plan.kv_cache);
   plan_arena(program, nodes, sizes, plan.arena);
   // Row maps, next tokens, the history of each sequence, marks of seen tokens and the table of rotations.
   const std::size_t batch = static_cast<std::size_t>(sizes.max_batch);
-  plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_logit_rows, 2, 4) + rows_bytes(sizes.max_batch, 16, 4);
-  plan.arena += rows_bytes(static_cast<std::int64_t>(batch), sizes.max_tokens, 4) + rows_bytes(sizes.max_batch, program.vocab, 1);
+  plan.arena +=
+      rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_logit_rows, 2, 4) + rows_bytes(sizes.max_batch, 16, 4);
+  plan.arena +=
+      rows_bytes(static_cast<std::int64_t>(batch), sizes.max_tokens, 4) + rows_bytes(sizes.max_batch, program.vocab, 1);
   plan.arena += rows_bytes(sizes.max_tokens, program.rotary.dims, sizeof(float));
   item("activations, maps and tables", plan.arena);
   plan.workspace = plan_workspace(program, nodes, sizes, backend);

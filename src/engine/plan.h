@@ -17,8 +17,8 @@ struct PlanItem {
 };
 
 struct MemoryPlan {
-  std::size_t weights = 0;        // packed linear sites and norms
-  std::size_t embedding = 0;      // the embedding table, read from the file's pages in place where the device can
+  std::size_t weights = 0;    // packed linear sites and norms
+  std::size_t embedding = 0;  // the embedding table, read from the file's pages in place where the device can
   std::size_t kv_cache = 0;
   std::size_t arena = 0;          // activations, with lifetimes overlaid, and the maps of rows
   std::size_t workspace = 0;      // scratch of kernels and ops
@@ -46,8 +46,8 @@ struct RunSizes {
 /// One layer's cache as the back end is asked for it.
 KvView kv_shape(const Program& program, const RunSizes& sizes);
 
-/// Overlays buffers whose lifetimes do not meet: slots[id] for each buffer, the arena's size in `bytes`. Buffers that no
-/// node uses get no room.
+/// Overlays buffers whose lifetimes do not meet: slots[id] for each buffer, the arena's size in `bytes`. Buffers that
+/// no node uses get no room.
 std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
                                   std::size_t& bytes);
 
@@ -56,7 +56,7 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
                            const Backend& backend);
 
 /// The whole plan; embedding_bytes as stored.
-MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes, Backend& backend,
-                     std::size_t embedding_bytes);
+MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
+                     Backend& backend, std::size_t embedding_bytes);
 
 }  // namespace nibble

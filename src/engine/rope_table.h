@@ -10,8 +10,8 @@
 
 namespace nibble {
 
-/// [positions, dims] floats: dims / 2 cosines, then dims / 2 sines, of float(position) * inv_freq, as transformers computes
-/// them in float32, times the attention factor.
+/// [positions, dims] floats: dims / 2 cosines, then dims / 2 sines, of float(position) * inv_freq, as transformers
+/// computes them in float32, times the attention factor.
 class RopeTable {
  public:
   RopeTable() = default;

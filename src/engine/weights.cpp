@@ -55,8 +55,8 @@ void Weights::load_embedding(const Checkpoint& checkpoint, const std::string& na
   embedding_.data = embedding_copy_->data();
 }
 
-std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node,
-                                     LinearSite& site, std::vector<LoadedLinear>& loaded) {
+std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
+                                     const LinearNode& node, LinearSite& site, std::vector<LoadedLinear>& loaded) {
   loaded = std::vector<LoadedLinear>(node.parts.size());
   std::vector<LinearTensors> tensors;
   for (std::size_t part = 0; part < loaded.size(); ++part) {
@@ -72,7 +72,8 @@ std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::op
   return tensors;
 }
 
-void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream, LoadTimes& times) {
+void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream,
+                   LoadTimes& times) {
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
   packed_.resize(nodes.size());
   Progress progress("loading", static_cast<std::int64_t>(nodes.size()));
@@ -85,7 +86,8 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
       load_norm(checkpoint, norm->weight, device, stream);
       load_norm(checkpoint, norm->bias, device, stream);
     }
-    if (const auto* embed = std::get_if<EmbedNode>(&node.node.op)) load_embedding(checkpoint, embed->table, device, stream);
+    if (const auto* embed = std::get_if<EmbedNode>(&node.node.op))
+      load_embedding(checkpoint, embed->table, device, stream);
     const LinearNode* linear = node.linear();
     if (linear == nullptr) continue;
     std::vector<LoadedLinear> loaded;

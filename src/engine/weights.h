@@ -17,16 +17,17 @@
 
 namespace nibble {
 
-/// The tensors of one linear node, a part each, and their group sizes and the like set in `site` to what they really are.
-/// The result points into `loaded` and into the checkpoint's maps.
-std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node,
-                                     LinearSite& site, std::vector<LoadedLinear>& loaded);
+/// The tensors of one linear node, a part each, and their group sizes and the like set in `site` to what they really
+/// are. The result points into `loaded` and into the checkpoint's maps.
+std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
+                                     const LinearNode& node, LinearSite& site, std::vector<LoadedLinear>& loaded);
 
 class Weights {
  public:
   /// Reads and packs every site, in the order of the nodes, with progress; pages of the file are dropped once packed.
   /// Sites' group sizes and the like are set to what the tensors really are.
-  void load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream, LoadTimes& times);
+  void load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream,
+            LoadTimes& times);
 
   /// The packed site of node `index`.
   const PackedLinear& packed(std::size_t index) const { return *packed_[index]; }

@@ -21,11 +21,13 @@ namespace {
 
 // Beyond so many rows a product's time is proportional to them.
 constexpr std::int64_t kMostRows = 256;
-// Calls go over copies of the site, so that weights do not come from a first- or second-level cache, as in a model they do
-// not: 16 MiB are several times the second level of two cores. More copies than 32 would take longer to pack than to time.
+// Calls go over copies of the site, so that weights do not come from a first- or second-level cache, as in a model they
+// do not: 16 MiB are several times the second level of two cores. More copies than 32 would take longer to pack than to
+// time.
 constexpr std::size_t kCopiesBytes = std::size_t{16} << 20;
 constexpr std::size_t kMostCopies = 32;
-// Rounds over all candidates: the best of 7 is steady to a few percent, and a slow site need not have more than 3 in 0.5 s.
+// Rounds over all candidates: the best of 7 is steady to a few percent, and a slow site need not have more than 3 in
+// 0.5 s.
 constexpr int kRounds = 7;
 constexpr int kLeastRounds = 3;
 constexpr double kRoundsSeconds = 0.5;
@@ -51,8 +53,9 @@ std::string describe(const LinearSite& site) {
                           part.gptq->symmetric ? "" : "-asym");
     }
   }
-  return text + fmt::format(" prologue{} epilogue{}.{} {}", static_cast<int>(site.prologue.kind), static_cast<int>(site.epilogue.kind),
-                            static_cast<int>(site.epilogue.activation), name_of(site.compute));
+  return text + fmt::format(" prologue{} epilogue{}.{} {}", static_cast<int>(site.prologue.kind),
+                            static_cast<int>(site.epilogue.kind), static_cast<int>(site.epilogue.activation),
+                            name_of(site.compute));
 }
 
 RandomSite random_like(const LinearSite& site) {
@@ -74,7 +77,8 @@ class Candidate {
   Candidate(const LinearKernel& kernel, const RandomSite& random, std::int64_t most_rows, Device& device)
       : kernel_(kernel), stream_(device.make_stream()) {
     site_ = fused_site(random.site(), kernel.fit(random.site(), device.info(), most_rows));
-    const std::size_t copies = std::clamp<std::size_t>(kCopiesBytes / std::max<std::size_t>(kernel.packed_bytes(site_), 1), 2, kMostCopies);
+    const std::size_t copies =
+        std::clamp<std::size_t>(kCopiesBytes / std::max<std::size_t>(kernel.packed_bytes(site_), 1), 2, kMostCopies);
     for (std::size_t i = 0; i < copies; ++i) packed_.push_back(kernel.pack(site_, random.tensors(), device, *stream_));
     const auto allocate = [&](std::int64_t columns) {
       memory_.push_back(device.allocate(static_cast<std::size_t>(most_rows * columns) * 4, "measuring kernels"));
@@ -140,8 +144,8 @@ class Candidate {
   double log_time_ = 0;
 };
 
-const LinearKernel& measure(const LinearSite& site, const std::set<std::int64_t>& rows, std::span<const LinearKernel* const> kernels,
-                            Device& device) {
+const LinearKernel& measure(const LinearSite& site, const std::set<std::int64_t>& rows,
+                            std::span<const LinearKernel* const> kernels, Device& device) {
   const RandomSite random = random_like(site);
   std::vector<Candidate> candidates;
   candidates.reserve(kernels.size());
@@ -165,7 +169,8 @@ const LinearKernel& measure(const LinearSite& site, const std::set<std::int64_t>
   for (const Candidate& one : candidates) {
     if (one.log_time() <= limit && (chosen == nullptr || one.bytes() < chosen->bytes())) chosen = &one;
     const double ms = 1e3 * std::exp(one.log_time() / static_cast<double>(rows.size()));
-    log_debug(fmt::format("{}: {} takes {:.3f} ms (geometric mean over rows)", describe(site), one.kernel().name(), ms));
+    log_debug(
+        fmt::format("{}: {} takes {:.3f} ms (geometric mean over rows)", describe(site), one.kernel().name(), ms));
   }
   return chosen->kernel();
 }
@@ -178,8 +183,10 @@ std::filesystem::path default_autotune_file() {
     return value == nullptr ? std::filesystem::path() : std::filesystem::path(value);
   };
   // The specification of XDG_CACHE_HOME says that a relative path is to be ignored.
-  if (const std::filesystem::path cache = folder("XDG_CACHE_HOME"); cache.is_absolute()) return cache / "nibble" / "autotune.json";
-  if (const std::filesystem::path home = folder("HOME"); home.is_absolute()) return home / ".cache" / "nibble" / "autotune.json";
+  if (const std::filesystem::path cache = folder("XDG_CACHE_HOME"); cache.is_absolute())
+    return cache / "nibble" / "autotune.json";
+  if (const std::filesystem::path home = folder("HOME"); home.is_absolute())
+    return home / ".cache" / "nibble" / "autotune.json";
   return {};
 }
 
@@ -190,7 +197,8 @@ Autotuner::Autotuner(Device& device, std::filesystem::path file) : device_(devic
   if (file_.empty() || !std::filesystem::exists(file_, none)) return;
   try {
     const nlohmann::json json = parse_json(read_text_file(file_, kFileLimit), file_.string());
-    if (json.at("machine").get<std::string>() == machine_) choices_ = json.at("kernels").get<std::map<std::string, std::string>>();
+    if (json.at("machine").get<std::string>() == machine_)
+      choices_ = json.at("kernels").get<std::map<std::string, std::string>>();
   } catch (const std::exception& error) {
     log_debug(fmt::format("{} is not used: {}", file_.string(), error.what()));
   }

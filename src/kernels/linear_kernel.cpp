@@ -41,7 +41,8 @@ Cost minimal_cost(const LinearSite& site, std::int64_t rows) {
   const double m = static_cast<double>(rows);
   const double out = static_cast<double>(site.epilogue.kind == EpilogueKind::gated ? site.parts.front().out_features
                                                                                    : site.out_features());
-  cost.bytes += 4 * m * (static_cast<double>(site.in_features()) + out * (site.epilogue.kind == EpilogueKind::residual ? 2 : 1));
+  cost.bytes +=
+      4 * m * (static_cast<double>(site.in_features()) + out * (site.epilogue.kind == EpilogueKind::residual ? 2 : 1));
   return cost;
 }
 

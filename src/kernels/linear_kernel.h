@@ -62,7 +62,8 @@ struct LinearSite {
   std::int64_t out_features() const;  // of all parts
 };
 
-/// The weights of one part, as the checkpoint has them: `weight` [out, in] or `gptq`, and `bias` [out] if the part has one.
+/// The weights of one part, as the checkpoint has them: `weight` [out, in] or `gptq`, and `bias` [out] if the part has
+/// one.
 struct LinearTensors {
   TensorView weight;
   const GptqTensors* gptq = nullptr;
@@ -90,8 +91,9 @@ struct KernelTraits {
   bool deterministic = true;      // bitwise the same result for the same build, device, threads and shapes
   bool exact_activations = true;  // false: activations are rounded to 8 bits, which changes numbers
   bool in_all = true;             // part of `--kernel all`
-  // The largest error that verification (kernels/verify.h says in which norm) lets pass, by LinearSite::compute. f32 sums
-  // of 10^4 products stay below 1e-5. bf16 rounds each operand by up to 2^-9: 4e-3 in the worst of some thousand outputs.
+  // The largest error that verification (kernels/verify.h says in which norm) lets pass, by LinearSite::compute. f32
+  // sums of 10^4 products stay below 1e-5. bf16 rounds each operand by up to 2^-9: 4e-3 in the worst of some thousand
+  // outputs.
   double error_f32 = 3e-5;
   double error_bf16 = 1e-2;
 };

@@ -41,7 +41,8 @@ double Random::uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
 // The sum of four uniforms of 16 bits each has the variance 4/12, so sqrt(3) brings it to 1.
 float Random::normal() {
   const std::uint64_t bits = next();
-  const auto sum = static_cast<float>((bits & 0xffff) + ((bits >> 16) & 0xffff) + ((bits >> 32) & 0xffff) + (bits >> 48));
+  const auto sum =
+      static_cast<float>((bits & 0xffff) + ((bits >> 16) & 0xffff) + ((bits >> 32) & 0xffff) + (bits >> 48));
   return (sum * 0x1p-16f - 2.0f) * 1.7320508f;
 }
 
@@ -103,8 +104,8 @@ void RandomSite::add_dense(const RandomSiteOptions& options, std::int64_t output
   weights_.push_back(std::move(weights));
 }
 
-void RandomSite::add_gptq(const RandomSiteOptions& options, std::int64_t outputs, const std::vector<std::int32_t>& g_idx,
-                          Random& random) {
+void RandomSite::add_gptq(const RandomSiteOptions& options, std::int64_t outputs,
+                          const std::vector<std::int32_t>& g_idx, Random& random) {
   const GptqFormat& format = *site_.parts.back().gptq;
   const std::int64_t inputs = options.in_features;
   GptqTensors gptq;

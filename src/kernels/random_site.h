@@ -31,8 +31,8 @@ struct RandomSiteOptions {
   std::int64_t in_features = 64;
   std::vector<std::int64_t> out_features = {64};  // one a part
   bool bias = false;
-  std::optional<GptqFormat> gptq = {};            // group_size -1: one group
-  DType weights = DType::f32;                     // of full-precision parts: f32, f16 or bf16
+  std::optional<GptqFormat> gptq = {};  // group_size -1: one group
+  DType weights = DType::f32;           // of full-precision parts: f32, f16 or bf16
   DType compute = DType::f32;
   Prologue prologue = {};
   Epilogue epilogue = {};
@@ -53,7 +53,8 @@ class RandomSite {
 
  private:
   void add_dense(const RandomSiteOptions& options, std::int64_t outputs, Random& random);
-  void add_gptq(const RandomSiteOptions& options, std::int64_t outputs, const std::vector<std::int32_t>& g_idx, Random& random);
+  void add_gptq(const RandomSiteOptions& options, std::int64_t outputs, const std::vector<std::int32_t>& g_idx,
+                Random& random);
 
   LinearSite site_;
   std::vector<Tensor> dense_;

@@ -22,7 +22,10 @@ constexpr std::size_t kGuardBytes = 256;
 class TestMatrix {
  public:
   TestMatrix(std::int64_t rows, std::int64_t columns, Device& device)
-      : rows_(rows), columns_(columns), stride_(columns + kGap), host_(static_cast<std::size_t>(rows * stride_)),
+      : rows_(rows),
+        columns_(columns),
+        stride_(columns + kGap),
+        host_(static_cast<std::size_t>(rows * stride_)),
         buffer_(device.allocate(host_.size() * 4, "verification")) {
     poison();
   }
@@ -66,10 +69,14 @@ class TestMatrix {
 
 double activated(ActivationKind kind, double v) {
   switch (kind) {
-    case ActivationKind::silu: return v / (1 + std::exp(-v));
-    case ActivationKind::gelu: return v * 0.5 * std::erfc(-v * std::sqrt(0.5));
-    case ActivationKind::gelu_tanh: return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
-    case ActivationKind::relu: return std::max(v, 0.0);
+    case ActivationKind::silu:
+      return v / (1 + std::exp(-v));
+    case ActivationKind::gelu:
+      return v * 0.5 * std::erfc(-v * std::sqrt(0.5));
+    case ActivationKind::gelu_tanh:
+      return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
+    case ActivationKind::relu:
+      return std::max(v, 0.0);
   }
   return 0;
 }
@@ -120,7 +127,8 @@ struct Product {
 };
 
 // Of every compared row with one output of one part.
-std::vector<Product> products(const Inputs& in, const LinearTensors& tensors, const std::vector<float>& bias, std::int64_t n) {
+std::vector<Product> products(const Inputs& in, const LinearTensors& tensors, const std::vector<float>& bias,
+                              std::int64_t n) {
   const std::size_t k = in.x.front().size();
   std::vector<float> w(k);
   if (tensors.gptq != nullptr) {
@@ -160,9 +168,15 @@ struct Comparison {
 
 class Run {
  public:
-  Run(const LinearKernel& kernel, const PackedLinear& packed, const LinearSite& site, const VerifyOptions& options, Device& device)
-      : kernel_(kernel), packed_(packed), site_(site), stream_(device.make_stream()), random_(options.seed),
-        x_(options.rows, site.in_features(), device), residual_(options.rows, outputs().front(), device) {
+  Run(const LinearKernel& kernel, const PackedLinear& packed, const LinearSite& site, const VerifyOptions& options,
+      Device& device)
+      : kernel_(kernel),
+        packed_(packed),
+        site_(site),
+        stream_(device.make_stream()),
+        random_(options.seed),
+        x_(options.rows, site.in_features(), device),
+        residual_(options.rows, outputs().front(), device) {
     for (const std::int64_t n : outputs()) y_.emplace_back(options.rows, n, device);
     x_.randomize(random_);
     residual_.randomize(random_);
@@ -203,7 +217,8 @@ class Run {
     LinearArgs args;
     args.rows = x_.rows();
     args.x = x_.ref();
-    if (site_.prologue.kind == PrologueKind::rms_norm) args.norm_weight = reinterpret_cast<const float*>(norm_buffer_->data());
+    if (site_.prologue.kind == PrologueKind::rms_norm)
+      args.norm_weight = reinterpret_cast<const float*>(norm_buffer_->data());
     args.y = refs;
     if (residual) args.residual = from_graph ? refs.front() : residual_.ref();
     args.workspace = workspace_->data();
@@ -236,7 +251,8 @@ class Run {
           if (gated) {
             // |act'| is at most 1.13 for all four activations.
             const double act = activated(site_.epilogue.activation, want.value);
-            want.scale = 1.13 * want.scale * std::abs(up[r].value) + std::abs(act) * up[r].scale + 0.01 * want.scale * up[r].scale;
+            want.scale = 1.13 * want.scale * std::abs(up[r].value) + std::abs(act) * up[r].scale +
+                         0.01 * want.scale * up[r].scale;
             want.value = act * up[r].value;
           } else if (site_.epilogue.kind == EpilogueKind::residual) {
             want.value += static_cast<double>(residual_.row(m)[n]);
@@ -261,13 +277,15 @@ class Run {
       if (!y_[i].gaps_untouched()) return fmt::format("it writes beside its rows of output {}", i);
       for (std::int64_t m = 0; m < y_[i].rows(); ++m) {
         for (std::int64_t n = 0; n < y_[i].columns(); ++n) {
-          if (!std::isfinite(y_[i].row(m)[n])) return fmt::format("output {} of row {} (part {}) is {}", n, m, i, y_[i].row(m)[n]);
+          if (!std::isfinite(y_[i].row(m)[n]))
+            return fmt::format("output {} of row {} (part {}) is {}", n, m, i, y_[i].row(m)[n]);
         }
       }
     }
     std::vector<std::uint8_t> guard(kGuardBytes);
     stream_->copy_to_host(guard.data(), workspace_->data() + workspace_bytes_, kGuardBytes);
-    if (std::any_of(guard.begin(), guard.end(), [](std::uint8_t b) { return b != 0xff; })) return "it writes past its workspace";
+    if (std::any_of(guard.begin(), guard.end(), [](std::uint8_t b) { return b != 0xff; }))
+      return "it writes past its workspace";
     return {};
   }
 
@@ -302,7 +320,8 @@ VerifyResult verify(const LinearKernel& kernel, const PackedLinear& packed, cons
   result.error = HUGE_VAL;
   const auto wrong = [&](const std::string& what) {
     result.ok = false;
-    result.sentence = fmt::format("{} is wrong for {} with {} rows: {}", kernel.name(), site.parts.front().name, options.rows, what);
+    result.sentence =
+        fmt::format("{} is wrong for {} with {} rows: {}", kernel.name(), site.parts.front().name, options.rows, what);
     return result;
   };
 
@@ -310,22 +329,27 @@ VerifyResult verify(const LinearKernel& kernel, const PackedLinear& packed, cons
   if (const std::string what = run.run(false); !what.empty()) return wrong(what);
   const std::vector<std::vector<float>> eager = run.values();
   if (const std::string what = run.run(true); !what.empty()) return wrong(what + " (from a captured graph)");
-  if (traits.deterministic && !same_bits(eager, run.values())) return wrong("a second run, from a captured graph, gives other bits");
+  if (traits.deterministic && !same_bits(eager, run.values()))
+    return wrong("a second run, from a captured graph, gives other bits");
 
   const Comparison comparison = run.compare(tensors, options);
   result.error = comparison.worst;
   if (comparison.worst > result.bound) {
-    return wrong(fmt::format("error {:.2g} where {:.2g} is allowed, at {}", result.error, result.bound, comparison.where));
+    return wrong(
+        fmt::format("error {:.2g} where {:.2g} is allowed, at {}", result.error, result.bound, comparison.where));
   }
   result.ok = true;
-  result.sentence = fmt::format("{} agrees with the reference: error {:.2g} of {:.2g}", kernel.name(), result.error, result.bound);
+  result.sentence =
+      fmt::format("{} agrees with the reference: error {:.2g} of {:.2g}", kernel.name(), result.error, result.bound);
   return result;
 }
 
 VerifyResult verify(const LinearKernel& kernel, const LinearSite& site, std::span<const LinearTensors> tensors,
                     const VerifyOptions& options, Device& device) {
   const Fit fit = kernel.fit(site, device.info(), options.rows);
-  if (!fit.ok) return {false, HUGE_VAL, 0, fmt::format("{} cannot run {}: {}", kernel.name(), site.parts.front().name, fit.reason)};
+  if (!fit.ok)
+    return {false, HUGE_VAL, 0,
+            fmt::format("{} cannot run {}: {}", kernel.name(), site.parts.front().name, fit.reason)};
   const LinearSite packed_site = fused_site(site, fit);
   const std::unique_ptr<Stream> stream = device.make_stream();
   const std::unique_ptr<PackedLinear> packed = kernel.pack(packed_site, tensors, device, *stream);

@@ -19,11 +19,14 @@ void check_spec(const DecoderSpec& s) {
   check(s.intermediate > 0 && s.intermediate <= kMaxHidden * 8, s, "intermediate_size is out of range", s.intermediate);
   check(s.layers > 0 && s.layers <= kMaxLayers, s, "num_hidden_layers is out of range", s.layers);
   check(s.heads > 0 && s.heads <= kMaxHidden, s, "num_attention_heads is out of range", s.heads);
-  check(s.kv_heads > 0 && s.heads % s.kv_heads == 0, s, "num_key_value_heads does not divide num_attention_heads", s.kv_heads);
+  check(s.kv_heads > 0 && s.heads % s.kv_heads == 0, s, "num_key_value_heads does not divide num_attention_heads",
+        s.kv_heads);
   check(s.head_dim > 0 && s.head_dim <= 1024, s, "head_dim is out of range 1 to 1024", s.head_dim);
   check(s.vocab > 0 && s.vocab <= kMaxVocab, s, "vocab_size is out of range", s.vocab);
-  check(s.max_positions > 0 && s.max_positions <= kMaxPositions, s, "max_position_embeddings is out of range", s.max_positions);
-  check(s.rotary.dims % 2 == 0 && s.rotary.dims <= s.head_dim, s, "the rotary dimensions are not even or exceed head_dim", s.rotary.dims);
+  check(s.max_positions > 0 && s.max_positions <= kMaxPositions, s, "max_position_embeddings is out of range",
+        s.max_positions);
+  check(s.rotary.dims % 2 == 0 && s.rotary.dims <= s.head_dim, s,
+        "the rotary dimensions are not even or exceed head_dim", s.rotary.dims);
   check(static_cast<std::int64_t>(s.window.size()) == s.layers, s, "the attention windows do not match the layers",
         static_cast<std::int64_t>(s.window.size()));
 }
@@ -65,7 +68,10 @@ class Builder {
       emit(LinearNode{{linear(at + "self_attn.q_proj", s_.hidden, q_columns, s_.qkv_bias),
                        linear(at + "self_attn.k_proj", s_.hidden, kv_columns, s_.qkv_bias),
                        linear(at + "self_attn.v_proj", s_.hidden, kv_columns, s_.qkv_bias)},
-                      {}, true, normed, {q, k, v}});
+                      {},
+                      true,
+                      normed,
+                      {q, k, v}});
       if (s_.qk_norm) {
         norm(at + "self_attn.q_norm.weight", q, q, s_.heads);
         norm(at + "self_attn.k_norm.weight", k, k, s_.kv_heads);
@@ -76,14 +82,19 @@ class Builder {
       }
       emit(KvStoreNode{k, v});
       emit(AttentionNode{s_.heads, s_.attention_scale, s_.window[static_cast<std::size_t>(layer_)], 0, q, attended});
-      emit(LinearNode{{linear(at + "self_attn.o_proj", q_columns, s_.hidden, s_.o_bias)}, {}, true, attended, {branch}});
+      emit(
+          LinearNode{{linear(at + "self_attn.o_proj", q_columns, s_.hidden, s_.o_bias)}, {}, true, attended, {branch}});
       emit(AddNode{h, branch, h});
       norm(at + "post_attention_layernorm.weight", h, normed, 1);
       emit(LinearNode{{linear(at + "mlp.gate_proj", s_.hidden, s_.intermediate, s_.mlp_bias),
                        linear(at + "mlp.up_proj", s_.hidden, s_.intermediate, s_.mlp_bias)},
-                      {}, true, normed, {gate, up}});
+                      {},
+                      true,
+                      normed,
+                      {gate, up}});
       emit(GatedNode{s_.activation, gate, up, inner});
-      emit(LinearNode{{linear(at + "mlp.down_proj", s_.intermediate, s_.hidden, s_.mlp_bias)}, {}, true, inner, {branch}});
+      emit(LinearNode{
+          {linear(at + "mlp.down_proj", s_.intermediate, s_.hidden, s_.mlp_bias)}, {}, true, inner, {branch}});
       emit(AddNode{h, branch, h});
     }
     const BufferId last = buffer("last", s_.hidden, RowSet::logits);
@@ -92,7 +103,10 @@ class Builder {
     emit(GatherNode{h, last});
     norm("model.norm.weight", last, last_normed, 1);
     emit(LinearNode{{linear("lm_head", s_.hidden, s_.vocab, false)},
-                    s_.tied_head ? "model.embed_tokens.weight" : "", false, last_normed, {logits}});
+                    s_.tied_head ? "model.embed_tokens.weight" : "",
+                    false,
+                    last_normed,
+                    {logits}});
     emit(SampleNode{logits});
     p_.logits = logits;
     return std::move(p_);

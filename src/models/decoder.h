@@ -24,10 +24,10 @@ struct DecoderSpec {
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;      // RMSNorm over each head of q and k before the rotation (Qwen3)
-  bool tied_head = false;    // the head's weight is the embedding
+  bool qk_norm = false;    // RMSNorm over each head of q and k before the rotation (Qwen3)
+  bool tied_head = false;  // the head's weight is the embedding
   ActivationKind activation = ActivationKind::silu;
-  float attention_scale = 0; // multiplies q k^T
+  float attention_scale = 0;         // multiplies q k^T
   std::vector<std::int64_t> window;  // [layers], 0: all keys
   RotarySpec rotary;
 };

@@ -30,8 +30,10 @@ void expect_shape(const Checkpoint& checkpoint, const std::string& name, const S
     fail("{}: tensor {} has shape {}, but config.json asks for {}", checkpoint.file_of(name).string(), name,
          to_string(tensor.shape), to_string(shape));
   }
-  if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16 && tensor.dtype != DType::f64) {
-    fail("{}: tensor {} has type {}, expected f32, f16 or bf16", checkpoint.file_of(name).string(), name, name_of(tensor.dtype));
+  if (tensor.dtype != DType::f32 && tensor.dtype != DType::f16 && tensor.dtype != DType::bf16 &&
+      tensor.dtype != DType::f64) {
+    fail("{}: tensor {} has type {}, expected f32, f16 or bf16", checkpoint.file_of(name).string(), name,
+         name_of(tensor.dtype));
   }
 }
 
@@ -106,7 +108,8 @@ struct Binder {
       strip_prefix(node.tied_weight);
       for (LinearDesc& part : node.parts) strip_prefix(part.name);
     }
-    // Models whose head is not tied but whose file lacks one are read as tied, as transformers does (with a warning there).
+    // Models whose head is not tied but whose file lacks one are read as tied, as transformers does (with a warning
+    // there).
     if (!node.in_block && node.tied_weight.empty() && !checkpoint.has(node.parts[0].name + ".weight") &&
         !checkpoint.has(node.parts[0].name + ".qweight")) {
       node.tied_weight = strip ? "embed_tokens.weight" : "model.embed_tokens.weight";
@@ -154,8 +157,8 @@ Program program_from_checkpoint(const Checkpoint& checkpoint) {
   return program;
 }
 
-void load_linear(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node, std::size_t index,
-                 LoadedLinear& out) {
+void load_linear(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node,
+                 std::size_t index, LoadedLinear& out) {
   const LinearDesc& part = node.parts[index];
   out.tensors = {};
   if (part.gptq) {

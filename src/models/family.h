@@ -1,4 +1,5 @@
-// A family is one file below families/: it translates its config.json into a program. It registers itself by model_type.
+// A family is one file below families/: it translates its config.json into a program. It registers itself by
+// model_type.
 #pragma once
 
 #include "formats/checkpoint.h"
@@ -27,8 +28,9 @@ std::vector<std::string> known_families();
 /// The program of a config.json; Error naming model_type and the known ones where there is none for it.
 Program program_from_config(const nlohmann::json& config);
 
-/// The program with what only the checkpoint tells: the prefix of its tensor names, which linears are quantised and how,
-/// which have biases, whether the head is tied. Every tensor's presence and shape is checked; throws Error naming it.
+/// The program with what only the checkpoint tells: the prefix of its tensor names, which linears are quantised and
+/// how, which have biases, whether the head is tied. Every tensor's presence and shape is checked; throws Error naming
+/// it.
 Program program_from_checkpoint(const Checkpoint& checkpoint);
 
 /// The tensors of one part of a linear site; `gptq` holds what LinearTensors points at.
@@ -36,14 +38,15 @@ struct LoadedLinear {
   LinearTensors tensors;
   GptqTensors gptq;
 };
-/// Reads part `index` of a linear node of a program made by program_from_checkpoint(); `quant` as find_quant_config() gave
-/// it. `out.tensors` points into `out` and into the checkpoint's maps.
-void load_linear(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node, std::size_t index,
-                 LoadedLinear& out);
+/// Reads part `index` of a linear node of a program made by program_from_checkpoint(); `quant` as find_quant_config()
+/// gave it. `out.tensors` points into `out` and into the checkpoint's maps.
+void load_linear(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant, const LinearNode& node,
+                 std::size_t index, LoadedLinear& out);
 
 /// Lets the file's pages of a packed linear node leave the resident set.
 void drop_linear(const Checkpoint& checkpoint, const LinearNode& node);
 
 }  // namespace nibble
 
-#define NIBBLE_REGISTER_FAMILY(MODEL_TYPE, FUNCTION) const ::nibble::FamilyRegistration registration_of_##FUNCTION(MODEL_TYPE, FUNCTION)
+#define NIBBLE_REGISTER_FAMILY(MODEL_TYPE, FUNCTION) \
+  const ::nibble::FamilyRegistration registration_of_##FUNCTION(MODEL_TYPE, FUNCTION)

@@ -17,7 +17,8 @@ ActivationKind read_activation(const JsonView& config) {
   if (name == "gelu") return ActivationKind::gelu;
   if (name == "gelu_pytorch_tanh" || name == "gelu_new" || name == "gelu_fast") return ActivationKind::gelu_tanh;
   if (name == "relu") return ActivationKind::relu;
-  fail("config.json: hidden_act \"{}\" is not supported; nibble knows silu, gelu, gelu_pytorch_tanh, gelu_new and relu", name);
+  fail("config.json: hidden_act \"{}\" is not supported; nibble knows silu, gelu, gelu_pytorch_tanh, gelu_new and relu",
+       name);
 }
 
 }  // namespace

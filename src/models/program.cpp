@@ -8,12 +8,15 @@ namespace nibble {
 
 std::vector<float> RotarySpec::inv_freq_for(std::int64_t tokens) const {
   if (dynamic_after == 0 || tokens <= dynamic_after) return inv_freq;
-  // Dynamic NTK scaling: base' = base * ((factor * T / M) - (factor - 1)) ^ (d / (d - 2)), T tokens, M the trained length.
+  // Dynamic NTK scaling: base' = base * ((factor * T / M) - (factor - 1)) ^ (d / (d - 2)), T tokens, M the trained
+  // length.
   const double d = static_cast<double>(dims);
-  const double ratio = dynamic_factor * static_cast<double>(tokens) / static_cast<double>(dynamic_after) - (dynamic_factor - 1);
+  const double ratio =
+      dynamic_factor * static_cast<double>(tokens) / static_cast<double>(dynamic_after) - (dynamic_factor - 1);
   const double base = theta * std::pow(ratio, d / (d - 2));
   std::vector<float> out(static_cast<std::size_t>(dims / 2));
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(std::pow(base, -2.0 * static_cast<double>(i) / d));
+  for (std::size_t i = 0; i < out.size(); ++i)
+    out[i] = static_cast<float>(std::pow(base, -2.0 * static_cast<double>(i) / d));
   return out;
 }
 

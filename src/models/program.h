@@ -38,10 +38,10 @@ struct NormNode {
 };
 struct LinearNode {
   std::vector<LinearDesc> parts;  // gptq is filled in from the checkpoint
-  std::string tied_weight;        // not empty: the weight is this tensor (a tied head) instead of parts[0].name + ".weight"
-  bool in_block = true;           // inside of the repeated block: what GPTQ quantises and --kernel chooses for
+  std::string tied_weight;  // not empty: the weight is this tensor (a tied head) instead of parts[0].name + ".weight"
+  bool in_block = true;     // inside of the repeated block: what GPTQ quantises and --kernel chooses for
   BufferId x = -1;
-  std::vector<BufferId> y;        // one a part
+  std::vector<BufferId> y;  // one a part
 };
 struct RotaryNode {
   std::int64_t heads = 0, head_dim = 0, dims = 0;
@@ -76,15 +76,17 @@ struct SampleNode {
 
 struct Node {
   int layer = -1;  // the repeated block it belongs to, -1 before, `layers` after
-  std::variant<EmbedNode, NormNode, LinearNode, RotaryNode, KvStoreNode, AttentionNode, GatedNode, AddNode, GatherNode, SampleNode> op;
+  std::variant<EmbedNode, NormNode, LinearNode, RotaryNode, KvStoreNode, AttentionNode, GatedNode, AddNode, GatherNode,
+               SampleNode>
+      op;
 };
 
 /// inv_freq of rotary positions, and how they depend on the length of the sequence (rope_type "dynamic").
 struct RotarySpec {
-  std::int64_t dims = 0;           // 0: the model has no rotary positions
+  std::int64_t dims = 0;  // 0: the model has no rotary positions
   bool interleaved = false;
-  std::vector<float> inv_freq;     // [dims / 2]
-  float attention_factor = 1;      // multiplies cosines and sines
+  std::vector<float> inv_freq;  // [dims / 2]
+  float attention_factor = 1;   // multiplies cosines and sines
   // rope_type "dynamic": past this many tokens the base grows with the length of the sequence; 0 otherwise.
   std::int64_t dynamic_after = 0;
   double theta = 10000;

@@ -76,7 +76,8 @@ void scale_yarn(RotarySpec& spec, std::vector<double>& inv, const JsonView& scal
 
 }  // namespace
 
-RotarySpec read_rotary(const JsonView& config, std::int64_t head_dim, std::int64_t max_positions, double default_theta) {
+RotarySpec read_rotary(const JsonView& config, std::int64_t head_dim, std::int64_t max_positions,
+                       double default_theta) {
   std::optional<JsonView> scaling = config.object("rope_parameters");
   const bool modern = scaling.has_value();
   if (!scaling) scaling = config.object("rope_scaling");
@@ -101,13 +102,17 @@ RotarySpec read_rotary(const JsonView& config, std::int64_t head_dim, std::int64
   } else if (type == "dynamic") {
     spec.dynamic_after = max_positions;
     spec.dynamic_factor = scaling->number("factor");
-    if (spec.dims <= 2) fail("config.json: dynamic rope scaling needs more than 2 rotary dimensions, found {}", spec.dims);
+    if (spec.dims <= 2)
+      fail("config.json: dynamic rope scaling needs more than 2 rotary dimensions, found {}", spec.dims);
   } else if (type == "llama3") {
     scale_llama3(inv, *scaling);
   } else if (type == "yarn") {
     scale_yarn(spec, inv, *scaling, max_positions);
   } else if (type != "default") {
-    fail("config.json: rope scaling of type \"{}\" is not supported; nibble knows default, linear, dynamic, yarn and llama3", type);
+    fail(
+        "config.json: rope scaling of type \"{}\" is not supported; nibble knows default, linear, dynamic, yarn and "
+        "llama3",
+        type);
   }
   spec.inv_freq.assign(inv.size(), 0.0F);
   std::transform(inv.begin(), inv.end(), spec.inv_freq.begin(), [](double f) { return static_cast<float>(f); });

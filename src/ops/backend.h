@@ -26,7 +26,7 @@ struct NormArgs {
   const float* weight = nullptr;  // [width]
   const float* bias = nullptr;    // [width], layer norm only, may be null
   float eps = 0;
-  MatrixRef y;                    // may be x
+  MatrixRef y;  // may be x
 };
 
 /// Rotates the first `dims` dimensions of each head. table is [max_position, dims] floats: dims/2 cosines, then dims/2
@@ -51,7 +51,7 @@ struct AttentionArgs {
   RowMap map;
   MatrixRef q;  // [rows, heads * head_dim]
   std::int64_t heads = 0;
-  KvView cache;             // holds the keys of these rows already
+  KvView cache;  // holds the keys of these rows already
   float scale = 1;
   std::int64_t window = 0;  // > 0: the row at position i sees keys j with i - window < j <= i; 0: all j <= i
   float softcap = 0;        // > 0: scores become softcap * tanh(scores / softcap)
@@ -60,8 +60,8 @@ struct AttentionArgs {
 };
 
 struct SampleParams {
-  float temperature = 0;  // 0: greedy (the first largest logit), and the rest is ignored but for the penalty
-  std::int32_t top_k = 0; // 0: all
+  float temperature = 0;   // 0: greedy (the first largest logit), and the rest is ignored but for the penalty
+  std::int32_t top_k = 0;  // 0: all
   float top_p = 1;
   float min_p = 0;
   float repetition_penalty = 1;  // as transformers': logits of seen tokens divided (if positive) or multiplied by it
@@ -72,8 +72,9 @@ struct SampleArgs {
   MatrixRef logits;                      // [n, vocab] f32; changed in place when not plainly greedy
   const SampleParams* params = nullptr;  // [n], device memory
   const std::uint8_t* seen = nullptr;    // [n, vocab] 1 for tokens seen so far; null when no row has a penalty
-  const std::int32_t* positions = nullptr;  // [n] draws are a function of (seed, position): they do not depend on the batch
-  std::int32_t* next = nullptr;          // [n]
+  const std::int32_t* positions =
+      nullptr;                   // [n] draws are a function of (seed, position): they do not depend on the batch
+  std::int32_t* next = nullptr;  // [n]
   std::byte* workspace = nullptr;
 };
 

@@ -35,7 +35,8 @@ std::vector<std::size_t> linear_nodes(const std::vector<Node>& nodes) {
 }
 
 /// For each stop, and last for the block's end: the buffers whose values are needed from there on.
-std::vector<std::vector<BufferId>> live_buffers(const std::vector<Node>& nodes, const std::vector<std::size_t>& stops, BufferId hidden) {
+std::vector<std::vector<BufferId>> live_buffers(const std::vector<Node>& nodes, const std::vector<std::size_t>& stops,
+                                                BufferId hidden) {
   std::vector<std::vector<BufferId>> live(stops.size() + 1);
   std::set<BufferId> now = {hidden};
   live.back() = {hidden};
@@ -64,7 +65,8 @@ RowMap BlockRunner::Chunk::map() const {
   return m;
 }
 
-BlockRunner::BlockRunner(const Program& program, const Checkpoint& checkpoint, const std::vector<std::vector<std::int32_t>>& sequences)
+BlockRunner::BlockRunner(const Program& program, const Checkpoint& checkpoint,
+                         const std::vector<std::vector<std::int32_t>>& sequences)
     : program_(program), checkpoint_(checkpoint), backend_(make_cpu_backend()), stream_(cpu_device().make_stream()) {
   std::int64_t longest = 0;
   std::int64_t slots = 0;
@@ -101,7 +103,8 @@ BlockRunner::BlockRunner(const Program& program, const Checkpoint& checkpoint, c
   kv_ = device.allocate(2 * half, "the keys and values of calibration sequences");
   kv_view_.k = kv_->data();
   kv_view_.v = kv_->data() + half;
-  workspace_ = device.allocate(backend_->attention_workspace(most_rows, program.heads, kv_view_), "attention over calibration sequences");
+  workspace_ = device.allocate(backend_->attention_workspace(most_rows, program.heads, kv_view_),
+                               "attention over calibration sequences");
   rope_ = RopeTable(program.rotary, longest, device, *stream_);
   rope_.for_prompt(longest, *stream_);
   embed(sequences);
@@ -138,7 +141,8 @@ void BlockRunner::embed(const std::vector<std::vector<std::int32_t>>& sequences)
     std::size_t row = 0;
     for (const auto& sequence : sequences) {
       for (const std::int32_t id : sequence) {
-        if (id < 0 || id >= program_.vocab) fail("token {} of the calibration text is not in the model's vocabulary of {}", id, program_.vocab);
+        if (id < 0 || id >= program_.vocab)
+          fail("token {} of the calibration text is not in the model's vocabulary of {}", id, program_.vocab);
         const std::span<float> to = rows.subspan(row++ * width, width);
         rows_to_float(table, id, 1, to);
         for (float& value : to) value *= op->scale;
@@ -188,7 +192,8 @@ MatrixRef BlockRunner::matrix(BufferId id, const Chunk& chunk) {
     return {first, DType::f32, chunk.rows, columns, columns};
   }
   Tensor& passing = passing_[id];
-  if (static_cast<std::int64_t>(passing.as<float>().size()) < chunk.rows * columns) passing = rows_of(chunk.rows, columns);
+  if (static_cast<std::int64_t>(passing.as<float>().size()) < chunk.rows * columns)
+    passing = rows_of(chunk.rows, columns);
   return {passing.bytes().data(), DType::f32, chunk.rows, columns, columns};
 }
 
@@ -202,7 +207,9 @@ void BlockRunner::run_segment(std::span<const DenseLinear> parts) {
   for (const Chunk& chunk : chunks_) {
     for (std::size_t i = first; i < last; ++i) run_node(nodes_[i], chunk, parts);
   }
-  std::erase_if(kept_, [&](const auto& entry) { return std::find(live_[next_].begin(), live_[next_].end(), entry.first) == live_[next_].end(); });
+  std::erase_if(kept_, [&](const auto& entry) {
+    return std::find(live_[next_].begin(), live_[next_].end(), entry.first) == live_[next_].end();
+  });
 }
 
 const float* BlockRunner::norm_weight(const std::string& name) {
@@ -216,20 +223,22 @@ void BlockRunner::run_node(const Node& node, const Chunk& chunk, std::span<const
   if (const auto* linear = std::get_if<LinearNode>(&node.op)) {
     run_linear(*linear, chunk, parts);
   } else if (const auto* norm = std::get_if<NormNode>(&node.op)) {
-    backend_->norm({norm->kind, matrix(norm->x, chunk), norm->groups, norm_weight(norm->weight), norm_weight(norm->bias), norm->eps,
-                    matrix(norm->y, chunk)},
+    backend_->norm({norm->kind, matrix(norm->x, chunk), norm->groups, norm_weight(norm->weight),
+                    norm_weight(norm->bias), norm->eps, matrix(norm->y, chunk)},
                    *stream_);
   } else if (const auto* rotary = std::get_if<RotaryNode>(&node.op)) {
-    backend_->rotary({chunk.map(), matrix(rotary->x, chunk), rotary->heads, rotary->head_dim, rotary->dims, rotary->interleaved, rope_.data()},
+    backend_->rotary({chunk.map(), matrix(rotary->x, chunk), rotary->heads, rotary->head_dim, rotary->dims,
+                      rotary->interleaved, rope_.data()},
                      *stream_);
   } else if (const auto* store = std::get_if<KvStoreNode>(&node.op)) {
     backend_->kv_store({chunk.map(), matrix(store->k, chunk), matrix(store->v, chunk), kv_view_}, *stream_);
   } else if (const auto* attention = std::get_if<AttentionNode>(&node.op)) {
-    backend_->attention({chunk.map(), matrix(attention->q, chunk), attention->heads, kv_view_, attention->scale, attention->window,
-                         attention->softcap, matrix(attention->y, chunk), workspace_->data()},
+    backend_->attention({chunk.map(), matrix(attention->q, chunk), attention->heads, kv_view_, attention->scale,
+                         attention->window, attention->softcap, matrix(attention->y, chunk), workspace_->data()},
                         *stream_);
   } else if (const auto* gated = std::get_if<GatedNode>(&node.op)) {
-    backend_->gated_activation(gated->activation, matrix(gated->gate, chunk), matrix(gated->up, chunk), matrix(gated->y, chunk), *stream_);
+    backend_->gated_activation(gated->activation, matrix(gated->gate, chunk), matrix(gated->up, chunk),
+                               matrix(gated->y, chunk), *stream_);
   } else if (const auto* add = std::get_if<AddNode>(&node.op)) {
     backend_->add(matrix(add->a, chunk), matrix(add->b, chunk), matrix(add->y, chunk), *stream_);
   } else if (const auto* gather = std::get_if<GatherNode>(&node.op)) {  // here the logits of every row are wanted
@@ -245,7 +254,8 @@ void BlockRunner::run_linear(const LinearNode& node, const Chunk& chunk, std::sp
   const MatrixRef x = matrix(node.x, chunk);
   for (std::size_t i = 0; i < node.parts.size(); ++i) {
     const MatrixRef y = matrix(node.y[i], chunk);
-    sgemm(false, true, x.rows, y.columns, x.columns, 1, x.f32_row(0), x.stride, parts[i].weight.data(), x.columns, 0, y.f32_row(0), y.stride);
+    sgemm(false, true, x.rows, y.columns, x.columns, 1, x.f32_row(0), x.stride, parts[i].weight.data(), x.columns, 0,
+          y.f32_row(0), y.stride);
     const std::vector<float>& bias = parts[i].bias;
     if (bias.empty()) continue;
     ThreadPool::instance().run([&](int thread, int threads) {

@@ -1,5 +1,5 @@
-// Runs a model's blocks over all calibration sequences at once and stops before each linear layer, so that its inputs can
-// be looked at and its weights replaced before it runs. Every node runs once a block.
+// Runs a model's blocks over all calibration sequences at once and stops before each linear layer, so that its inputs
+// can be looked at and its weights replaced before it runs. Every node runs once a block.
 #pragma once
 
 #include "core/device.h"
@@ -29,7 +29,8 @@ class BlockRunner {
  public:
   /// Embeds the sequences (each at least one token id; ids below the vocabulary's size). The program must come from
   /// program_from_checkpoint(); both must outlive the runner. All is computed in f32, on the CPU.
-  BlockRunner(const Program& program, const Checkpoint& checkpoint, const std::vector<std::vector<std::int32_t>>& sequences);
+  BlockRunner(const Program& program, const Checkpoint& checkpoint,
+              const std::vector<std::vector<std::int32_t>>& sequences);
 
   /// Bytes that a runner of this many tokens holds at once, at the most.
   static std::size_t memory(const Program& program, std::int64_t tokens, std::int64_t longest);
@@ -78,12 +79,12 @@ class BlockRunner {
   std::unique_ptr<Buffer> workspace_;
   KvView kv_view_;
 
-  std::vector<Node> nodes_;             // of the block
-  std::vector<std::size_t> stops_;      // its linear nodes
-  std::size_t next_ = 0;                // the stop it stands at; stops_.size() at the end
+  std::vector<Node> nodes_;                  // of the block
+  std::vector<std::size_t> stops_;           // its linear nodes
+  std::size_t next_ = 0;                     // the stop it stands at; stops_.size() at the end
   std::vector<std::vector<BufferId>> live_;  // buffers whose values are needed from each stop on, and at the end
-  std::map<BufferId, Tensor> kept_;     // [all tokens, columns]: what outlives a stop
-  std::map<BufferId, Tensor> passing_;  // [a chunk's rows, columns]: what does not
+  std::map<BufferId, Tensor> kept_;          // [all tokens, columns]: what outlives a stop
+  std::map<BufferId, Tensor> passing_;       // [a chunk's rows, columns]: what does not
   Tensor saved_;
   std::map<std::string, std::vector<float>> norms_;  // of the block
 };

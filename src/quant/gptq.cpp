@@ -26,8 +26,8 @@ void for_outputs(std::int64_t outputs, const Body& body) {
 }
 
 /// [N, K] -> [K, N], row i being column order[i]; dead columns become 0. Throws where a weight is not finite.
-std::vector<float> transpose(std::span<const float> weight, std::int64_t n_rows, std::int64_t k, std::span<const std::int32_t> order,
-                             std::span<const std::uint8_t> dead) {
+std::vector<float> transpose(std::span<const float> weight, std::int64_t n_rows, std::int64_t k,
+                             std::span<const std::int32_t> order, std::span<const std::uint8_t> dead) {
   std::vector<float> out(weight.size());
   for_outputs(n_rows, [&](std::int64_t n0, std::int64_t count) {
     for (std::int64_t i = 0; i < k; ++i) {
@@ -35,7 +35,8 @@ std::vector<float> transpose(std::span<const float> weight, std::int64_t n_rows,
       float* row = out.data() + i * n_rows + n0;
       for (std::int64_t n = 0; n < count; ++n) {
         const float w = weight[static_cast<std::size_t>((n0 + n) * k + column)];
-        if (!std::isfinite(w)) fail("the weight of output {} and input {} is not finite; it cannot be quantised", n0 + n, column);
+        if (!std::isfinite(w))
+          fail("the weight of output {} and input {} is not finite; it cannot be quantised", n0 + n, column);
         row[n] = dead.empty() || dead[static_cast<std::size_t>(column)] == 0 ? w : 0.0F;
       }
     }
@@ -59,14 +60,17 @@ QuantizedLinear empty_result(std::int64_t out_features, std::int64_t in_features
   r.scales.resize(static_cast<std::size_t>(r.groups * out_features));
   r.zeros.resize(static_cast<std::size_t>(r.groups * out_features));
   r.g_idx.resize(static_cast<std::size_t>(in_features));
-  for (std::int64_t k = 0; k < in_features; ++k) r.g_idx[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k / r.group_size);
+  for (std::int64_t k = 0; k < in_features; ++k)
+    r.g_idx[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k / r.group_size);
   return r;
 }
 
-void store_group(QuantizedLinear& r, std::int64_t group, std::int64_t n0, std::int64_t count, const float* scale, const float* zero) {
+void store_group(QuantizedLinear& r, std::int64_t group, std::int64_t n0, std::int64_t count, const float* scale,
+                 const float* zero) {
   const std::int64_t at = group * r.out_features + n0;
   std::copy_n(scale, count, r.scales.begin() + at);
-  for (std::int64_t n = 0; n < count; ++n) r.zeros[static_cast<std::size_t>(at + n)] = static_cast<std::uint8_t>(zero[n]);
+  for (std::int64_t n = 0; n < count; ++n)
+    r.zeros[static_cast<std::size_t>(at + n)] = static_cast<std::uint8_t>(zero[n]);
 }
 
 /// Scales of all groups of weights [K, N] in their original order.
@@ -77,7 +81,8 @@ void find_all_scales(const std::vector<float>& weights, QuantizedLinear& r, cons
     for (std::int64_t g = 0; g < r.groups; ++g) {
       const std::int64_t first = g * r.group_size;
       const std::int64_t rows = std::min(r.group_size, r.in_features - first);
-      find_group_scales(weights.data() + first * r.out_features + n0, rows, r.out_features, count, scale_options(options), scale, zero);
+      find_group_scales(weights.data() + first * r.out_features + n0, rows, r.out_features, count,
+                        scale_options(options), scale, zero);
       store_group(r, g, n0, count, scale, zero);
     }
   });
@@ -98,8 +103,13 @@ struct GroupScale {
 /// The state of one layer's column loop. Positions count columns in the order of their quantisation.
 class ColumnLoop {
  public:
-  ColumnLoop(std::span<const float> weight, std::int64_t out_features, const HessianFactor& factor, const GptqOptions& options)
-      : factor_(factor), options_(options), n_(out_features), k_(factor.in_features), result_(empty_result(n_, k_, options)) {
+  ColumnLoop(std::span<const float> weight, std::int64_t out_features, const HessianFactor& factor,
+             const GptqOptions& options)
+      : factor_(factor),
+        options_(options),
+        n_(out_features),
+        k_(factor.in_features),
+        result_(empty_result(n_, k_, options)) {
     std::vector<std::int32_t> identity(static_cast<std::size_t>(k_));
     std::iota(identity.begin(), identity.end(), 0);
     if (options.static_groups) find_all_scales(transpose(weight, n_, k_, identity, factor.dead), result_, options);
@@ -118,8 +128,8 @@ class ColumnLoop {
       const std::int64_t end = block_end(begin);
       errors_.resize(static_cast<std::size_t>((end - begin) * n_));
       for_outputs(n_, [&](std::int64_t n0, std::int64_t count) { quantize_block(begin, end, n0, count); });
-      sgemm(true, false, k_ - end, n_, end - begin, -1, factor_.upper.data() + begin * k_ + end, k_, errors_.data(), n_, 1,
-            weights_.data() + end * n_, n_);
+      sgemm(true, false, k_ - end, n_, end - begin, -1, factor_.upper.data() + begin * k_ + end, k_, errors_.data(), n_,
+            1, weights_.data() + end * n_, n_);
       begin = end;
     }
     result_.loss = 0.5 * std::accumulate(losses_.begin(), losses_.end(), 0.0);
@@ -128,7 +138,9 @@ class ColumnLoop {
 
  private:
   std::int64_t column_at(std::int64_t position) const { return factor_.order[static_cast<std::size_t>(position)]; }
-  std::int64_t group_at(std::int64_t position) const { return result_.g_idx[static_cast<std::size_t>(column_at(position))]; }
+  std::int64_t group_at(std::int64_t position) const {
+    return result_.g_idx[static_cast<std::size_t>(column_at(position))];
+  }
 
   /// Blocks end where a group ends, or lie inside of one group: so a group's scales, found at its first column, see all
   /// errors of the columns before it.
@@ -144,7 +156,8 @@ class ColumnLoop {
     const std::int64_t size = end - begin;
     // The block's weights for these outputs, close together.
     std::vector<float> w(static_cast<std::size_t>(size * kOutputs));
-    for (std::int64_t i = 0; i < size; ++i) std::copy_n(weights_.data() + (begin + i) * n_ + n0, count, w.data() + i * kOutputs);
+    for (std::int64_t i = 0; i < size; ++i)
+      std::copy_n(weights_.data() + (begin + i) * n_ + n0, count, w.data() + i * kOutputs);
 
     GroupScale group;
     std::int64_t loaded = -1;
@@ -155,9 +168,11 @@ class ColumnLoop {
       if (!options_.static_groups && position % result_.group_size == 0) {
         const std::int64_t rows = std::min(result_.group_size, k_ - position);
         if (rows <= size - i) {
-          find_group_scales(w.data() + i * kOutputs, rows, kOutputs, count, scale_options(options_), group.scale, group.zero);
+          find_group_scales(w.data() + i * kOutputs, rows, kOutputs, count, scale_options(options_), group.scale,
+                            group.zero);
         } else {  // a group longer than the block starts with it: nothing in the block has changed yet
-          find_group_scales(weights_.data() + position * n_ + n0, rows, n_, count, scale_options(options_), group.scale, group.zero);
+          find_group_scales(weights_.data() + position * n_ + n0, rows, n_, count, scale_options(options_), group.scale,
+                            group.zero);
         }
         store_group(result_, g, n0, count, group.scale, group.zero);
       } else if (g != loaded) {
@@ -167,7 +182,8 @@ class ColumnLoop {
 
       const float* row = w.data() + i * kOutputs;
       const float* u = factor_.upper.data() + position * k_;
-      round_weights(row, count, options_.bits, group.scale, group.zero, result_.codes.data() + column_at(position) * n_ + n0, rounded);
+      round_weights(row, count, options_.bits, group.scale, group.zero,
+                    result_.codes.data() + column_at(position) * n_ + n0, rounded);
       float* error = errors_.data() + i * n_ + n0;
       const float inverse = 1.0F / u[position];
       for (std::int64_t n = 0; n < count; ++n) {
@@ -194,7 +210,8 @@ class ColumnLoop {
 
 void check_shape(std::span<const float> weight, std::int64_t out_features, std::int64_t in_features) {
   if (out_features <= 0 || in_features <= 0 || static_cast<std::int64_t>(weight.size()) != out_features * in_features) {
-    fail("the quantiser was given {} weights for a layer of {} outputs and {} inputs", weight.size(), out_features, in_features);
+    fail("the quantiser was given {} weights for a layer of {} outputs and {} inputs", weight.size(), out_features,
+         in_features);
   }
 }
 
@@ -220,10 +237,14 @@ QuantizedLinear round_all(std::span<const float> weight, std::int64_t out_featur
 }  // namespace
 
 void check_options(const GptqOptions& o) {
-  if (o.bits != 2 && o.bits != 3 && o.bits != 4 && o.bits != 8) fail_usage("{} bits: GPTQ tensors hold codes of 2, 3, 4 or 8 bits", o.bits);
-  if (o.group_size != -1 && o.group_size < 1) fail_usage("a group size of {}: expected -1 (one group) or at least 1", o.group_size);
-  if (o.block_size < 1 || o.block_size > kMaxBlock) fail_usage("a block size of {}: expected 1 to {}", o.block_size, kMaxBlock);
-  if (!(o.damp_percent > 0 && o.damp_percent < 1)) fail_usage("damping of {}: expected more than 0 and less than 1", o.damp_percent);
+  if (o.bits != 2 && o.bits != 3 && o.bits != 4 && o.bits != 8)
+    fail_usage("{} bits: GPTQ tensors hold codes of 2, 3, 4 or 8 bits", o.bits);
+  if (o.group_size != -1 && o.group_size < 1)
+    fail_usage("a group size of {}: expected -1 (one group) or at least 1", o.group_size);
+  if (o.block_size < 1 || o.block_size > kMaxBlock)
+    fail_usage("a block size of {}: expected 1 to {}", o.block_size, kMaxBlock);
+  if (!(o.damp_percent > 0 && o.damp_percent < 1))
+    fail_usage("damping of {}: expected more than 0 and less than 1", o.damp_percent);
   if (!(o.mse >= 0 && o.mse <= 16)) fail_usage("an error exponent of {}: expected 0 (no search) to 16", o.mse);
   if (o.least_zero < 0 || o.least_zero > 1) fail_usage("a least zero point of {}: expected 0 or 1", o.least_zero);
 }
@@ -238,8 +259,10 @@ void QuantizedLinear::dequantize(std::span<float> weight) const {
     for (std::int64_t k = 0; k < in_features; ++k) {
       const std::int64_t group = g_idx[static_cast<std::size_t>(k)] * out_features;
       for (std::int64_t n = n0; n < n0 + count; ++n) {
-        const int steps = codes[static_cast<std::size_t>(k * out_features + n)] - zeros[static_cast<std::size_t>(group + n)];
-        weight[static_cast<std::size_t>(n * in_features + k)] = scales[static_cast<std::size_t>(group + n)] * static_cast<float>(steps);
+        const int steps =
+            codes[static_cast<std::size_t>(k * out_features + n)] - zeros[static_cast<std::size_t>(group + n)];
+        weight[static_cast<std::size_t>(n * in_features + k)] =
+            scales[static_cast<std::size_t>(group + n)] * static_cast<float>(steps);
       }
     }
   });

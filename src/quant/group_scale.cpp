@@ -17,7 +17,9 @@ constexpr float kGridStep = 0.01F;
 constexpr float kLargestScale = 65504.0F;
 constexpr float kSmallestScale = 0x1p-24F;
 
-float stored_scale(float scale) { return std::clamp(half_to_float(float_to_half(std::min(scale, kLargestScale))), kSmallestScale, kLargestScale); }
+float stored_scale(float scale) {
+  return std::clamp(half_to_float(float_to_half(std::min(scale, kLargestScale))), kSmallestScale, kLargestScale);
+}
 
 /// To the nearest integer, halves to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction. Unlike
 /// std::nearbyint it needs no instruction beyond SSE2, and so becomes vector code in a baseline build.
@@ -31,7 +33,8 @@ inline float clamp_to(float x, float low, float high) {
   return x > high ? high : x;
 }
 
-/// x^power for finite x >= 0 to about 4 digits, in operations that vectorise; 0 gives almost 0. It only ranks candidates.
+/// x^power for finite x >= 0 to about 4 digits, in operations that vectorise; 0 gives almost 0. It only ranks
+/// candidates.
 inline float approximate_power(float x, float power) {
   const auto bits = std::bit_cast<std::int32_t>(x);
   const auto exponent = static_cast<float>((bits >> 23) - 127);
@@ -51,7 +54,8 @@ struct Range {
   float high[kOutputs];
 };
 
-void scales_of_range(const Range& range, float shrink, std::int64_t outputs, const ScaleOptions& options, float* scale, float* zero) {
+void scales_of_range(const Range& range, float shrink, std::int64_t outputs, const ScaleOptions& options, float* scale,
+                     float* zero) {
   const auto levels = static_cast<float>((1 << options.bits) - 1);
   for (std::int64_t n = 0; n < outputs; ++n) {
     const float low = shrink * range.low[n];

@@ -13,8 +13,8 @@
 namespace nibble {
 namespace {
 
-// Columns of H computed at a time: 1536 inputs take 2/3 of the full product's work this way, and blocks stay wide enough
-// for the product to run at full speed.
+// Columns of H computed at a time: 1536 inputs take 2/3 of the full product's work this way, and blocks stay wide
+// enough for the product to run at full speed.
 constexpr std::int64_t kColumns = 512;
 
 // Attempts of the diagonal floor after damping has failed; each adds ten times the one before.
@@ -61,7 +61,8 @@ void Hessian::add(const MatrixRef& x) {
   const auto* data = static_cast<const float*>(x.data);
   for (std::int64_t i = 0; i < k_; i += kColumns) {
     const std::int64_t height = std::min(kColumns, k_ - i);
-    sgemm(true, false, height, k_ - i, x.rows, 1, data + i, x.stride, data + i, x.stride, 1, sum_.data() + i * k_ + i, k_);
+    sgemm(true, false, height, k_ - i, x.rows, 1, data + i, x.stride, data + i, x.stride, 1, sum_.data() + i * k_ + i,
+          k_);
   }
   rows_ += x.rows;
 }
@@ -102,7 +103,8 @@ HessianFactor factor_hessian(const Hessian& hessian, const FactorOptions& option
   const double mean = sum / static_cast<double>(k);
   out.order = order_columns(diagonal, options);
 
-  // The matrix in falling order of the positions, so that a lower Cholesky factor L of it gives R[i, j] = L[K-1-i, K-1-j].
+  // The matrix in falling order of the positions, so that a lower Cholesky factor L of it gives R[i, j] = L[K-1-i,
+  // K-1-j].
   std::vector<float> work(static_cast<std::size_t>(k) * static_cast<std::size_t>(k));
   const auto attempt = [&](double added) {
     ThreadPool::instance().run([&](int thread, int threads) {

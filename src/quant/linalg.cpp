@@ -3,9 +3,9 @@
 #include "core/error.h"
 #include "core/thread_pool.h"
 
+#include <dnnl.h>
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <dnnl.h>
 
 #include <algorithm>
 #include <cmath>
@@ -18,20 +18,22 @@ using RowMajorF = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 using RowMajorD = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using BlockF = Eigen::Map<RowMajorF, 0, Eigen::OuterStride<>>;
 
-// Work inside of a block of this many columns is Eigen's (a quarter of the products of 512 columns, 6% of 2048); all the
-// rest is oneDNN's, whose products are at full speed from an inner size of about 100 on.
+// Work inside of a block of this many columns is Eigen's (a quarter of the products of 512 columns, 6% of 2048); all
+// the rest is oneDNN's, whose products are at full speed from an inner size of about 100 on.
 constexpr std::int64_t kBlock = 128;
 
-BlockF block(std::span<float> a, std::int64_t n, std::int64_t row, std::int64_t column, std::int64_t rows, std::int64_t columns) {
+BlockF block(std::span<float> a, std::int64_t n, std::int64_t row, std::int64_t column, std::int64_t rows,
+             std::int64_t columns) {
   return {a.data() + row * n + column, rows, columns, Eigen::OuterStride<>(n)};
 }
 
 }  // namespace
 
-void sgemm(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const float* a,
-           std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
+void sgemm(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
+           const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float beta, float* c, std::int64_t ldc) {
   if (m == 0 || n == 0) return;
-  const dnnl_status_t status = dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  const dnnl_status_t status =
+      dnnl_sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
   if (status != dnnl_success) {
     fail("oneDNN could not multiply [{}, {}] by [{}, {}]: status {}", m, k, k, n, static_cast<int>(status));
   }
@@ -60,10 +62,12 @@ bool cholesky_lower(std::span<float> a, std::int64_t n) {
       panel = rows.cast<float>();
     });
     // The trailing lower triangle, by block columns: A22 -= A21 A21^T.
-    constexpr std::int64_t kWide = 4 * kBlock;  // wider than the pivots' blocks: fewer, faster products for 12% more work
+    constexpr std::int64_t kWide =
+        4 * kBlock;  // wider than the pivots' blocks: fewer, faster products for 12% more work
     for (std::int64_t c = below; c < n; c += kWide) {
       const std::int64_t width = std::min(kWide, n - c);
-      sgemm(false, true, n - c, width, b, -1, a.data() + c * n + j, n, a.data() + c * n + j, n, 1, a.data() + c * n + c, n);
+      sgemm(false, true, n - c, width, b, -1, a.data() + c * n + j, n, a.data() + c * n + j, n, 1, a.data() + c * n + c,
+            n);
     }
   }
   return true;

@@ -6,8 +6,8 @@
 #include "formats/gptq_pack.h"
 
 #include <fmt/core.h>
-#include <nlohmann/json.hpp>
 #include <unistd.h>
+#include <nlohmann/json.hpp>
 
 #include <system_error>
 #include <utility>

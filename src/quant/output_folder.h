@@ -14,12 +14,12 @@
 
 namespace nibble {
 
-/// Files are written to a folder beside the wanted one, which commit() renames into place. Destroyed without commit(), it
-/// leaves nothing behind.
+/// Files are written to a folder beside the wanted one, which commit() renames into place. Destroyed without commit(),
+/// it leaves nothing behind.
 class OutputFolder {
  public:
-  /// Throws UsageError where `path` exists and `overwrite` is false (an empty folder does not count), and Error where the
-  /// folder beside it cannot be made.
+  /// Throws UsageError where `path` exists and `overwrite` is false (an empty folder does not count), and Error where
+  /// the folder beside it cannot be made.
   OutputFolder(std::filesystem::path path, bool overwrite);
   OutputFolder(const OutputFolder&) = delete;
   OutputFolder& operator=(const OutputFolder&) = delete;
@@ -39,11 +39,12 @@ class OutputFolder {
 /// As transformers shards: no file beyond this many bytes unless one tensor alone is larger.
 inline constexpr std::size_t kShardBytes = 5'000'000'000;
 
-/// Tensors declared first, then filled in any order and in pieces, as SafetensorsWriter; into model.safetensors, or into
-/// model-00001-of-0000N.safetensors and so on with model.safetensors.index.json where they exceed `shard_bytes`.
+/// Tensors declared first, then filled in any order and in pieces, as SafetensorsWriter; into model.safetensors, or
+/// into model-00001-of-0000N.safetensors and so on with model.safetensors.index.json where they exceed `shard_bytes`.
 class ShardedWriter {
  public:
-  ShardedWriter(std::filesystem::path folder, const std::vector<TensorDeclaration>& tensors, std::size_t shard_bytes = kShardBytes);
+  ShardedWriter(std::filesystem::path folder, const std::vector<TensorDeclaration>& tensors,
+                std::size_t shard_bytes = kShardBytes);
 
   void append(std::string_view name, std::span<const std::byte> bytes);
   /// Throws Error where a tensor has not got all its bytes.

@@ -25,10 +25,12 @@ struct Preset {
 constexpr Preset kPresets[] = {
     {"llama-2-7b", "llama", "LlamaForCausalLM", 4096, 11008, 32, 32, 32, 32000, 4096, 1e4, 1e-5, false, 1, 2, 0},
     {"llama-2-13b", "llama", "LlamaForCausalLM", 5120, 13824, 40, 40, 40, 32000, 4096, 1e4, 1e-5, false, 1, 2, 0},
-    {"llama-3-8b", "llama", "LlamaForCausalLM", 4096, 14336, 32, 32, 8, 128256, 8192, 5e5, 1e-5, false, 128000, 128001, 0},
+    {"llama-3-8b", "llama", "LlamaForCausalLM", 4096, 14336, 32, 32, 8, 128256, 8192, 5e5, 1e-5, false, 128000, 128001,
+     0},
     {"smollm2-135m", "llama", "LlamaForCausalLM", 576, 1536, 30, 9, 3, 49152, 8192, 1e5, 1e-5, true, 0, 0, 0},
     {"tinyllama-1.1b", "llama", "LlamaForCausalLM", 2048, 5632, 22, 32, 4, 32000, 2048, 1e4, 1e-5, false, 1, 2, 0},
-    {"qwen2.5-0.5b", "qwen2", "Qwen2ForCausalLM", 896, 4864, 24, 14, 2, 151936, 32768, 1e6, 1e-6, true, 151643, 151643, 0},
+    {"qwen2.5-0.5b", "qwen2", "Qwen2ForCausalLM", 896, 4864, 24, 14, 2, 151936, 32768, 1e6, 1e-6, true, 151643, 151643,
+     0},
     {"mistral-7b", "mistral", "MistralForCausalLM", 4096, 14336, 32, 32, 8, 32000, 32768, 1e4, 1e-5, false, 1, 2, 4096},
 };
 
@@ -41,8 +43,10 @@ std::vector<std::string_view> preset_names() {
 }
 
 nlohmann::ordered_json preset_config(std::string_view name) {
-  const auto* const found = std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return p.name == name; });
-  if (found == std::end(kPresets)) fail_usage("there is no preset {}; there are {}", name, fmt::join(preset_names(), ", "));
+  const auto* const found =
+      std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return p.name == name; });
+  if (found == std::end(kPresets))
+    fail_usage("there is no preset {}; there are {}", name, fmt::join(preset_names(), ", "));
   nlohmann::ordered_json config = {
       {"architectures", {found->architecture}},
       {"model_type", found->model_type},

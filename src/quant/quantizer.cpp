@@ -34,9 +34,20 @@ constexpr std::int64_t kPiece = 1 << 20;
 
 // What a model folder has beside weights and config.json, and a quantised copy of it needs as well.
 constexpr const char* kCompanions[] = {
-    "tokenizer.json",   "tokenizer_config.json",  "special_tokens_map.json", "added_tokens.json",  "vocab.json",
-    "vocab.txt",        "merges.txt",             "tokenizer.model",         "chat_template.json", "chat_template.jinja",
-    "generation_config.json", "preprocessor_config.json", "LICENSE", "LICENSE.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
 };
 
 struct Target {
@@ -88,16 +99,19 @@ class Quantizer {
     const LinearDesc& part = linear.parts[index];
     if (part.gptq) fail("{} is quantised already: {}.qweight is there", checkpoint_.folder().string(), part.name);
     if (!linear.tied_weight.empty()) {
-      fail_usage("--lm-head: the head of {} is tied to its embedding, which is not quantised", checkpoint_.folder().string());
+      fail_usage("--lm-head: the head of {} is tied to its embedding, which is not quantised",
+                 checkpoint_.folder().string());
     }
     const std::int64_t group = options_.gptq.group_size;
     if (group > 0 && part.in_features % group != 0 && !warned_.group) {
-      log_warn(fmt::format("groups of {} do not divide the {} inputs of {}: the last group is shorter, which some programs cannot read",
-                           group, part.in_features, part.name));
+      log_warn(fmt::format(
+          "groups of {} do not divide the {} inputs of {}: the last group is shorter, which some programs cannot read",
+          group, part.in_features, part.name));
       warned_.group = true;
     }
     if ((part.in_features % 32 != 0 || part.out_features % 32 != 0) && !warned_.width) {
-      log_warn(fmt::format("{} is [{}, {}]: most programs read only multiples of 32", part.name, part.out_features, part.in_features));
+      log_warn(fmt::format("{} is [{}, {}]: most programs read only multiples of 32", part.name, part.out_features,
+                           part.in_features));
       warned_.width = true;
     }
     targets_.emplace(part.name, Target{part, linear, index});
@@ -108,8 +122,10 @@ class Quantizer {
     for (const std::string& name : checkpoint_.names()) {
       if (const auto module = module_of(name, ".weight")) {
         const LinearDesc& part = targets_.at(*module).part;
-        const std::int64_t group = options_.gptq.group_size > 0 ? std::min(options_.gptq.group_size, part.in_features) : part.in_features;
-        declare_gptq(out, *module, options_.gptq.bits, part.in_features, part.out_features, ceil_div(part.in_features, group));
+        const std::int64_t group =
+            options_.gptq.group_size > 0 ? std::min(options_.gptq.group_size, part.in_features) : part.in_features;
+        declare_gptq(out, *module, options_.gptq.bits, part.in_features, part.out_features,
+                     ceil_div(part.in_features, group));
         continue;
       }
       if (is_copy_of_tied_head(name)) continue;
@@ -157,7 +173,9 @@ class Quantizer {
         const std::int64_t count = std::min(kPiece, total - first);
         values.resize(static_cast<std::size_t>(count));
         halves.resize(values.size());
-        const TensorView piece{tensor.dtype, {count}, tensor.bytes.subspan(static_cast<std::size_t>(first) * width, values.size() * width)};
+        const TensorView piece{tensor.dtype,
+                               {count},
+                               tensor.bytes.subspan(static_cast<std::size_t>(first) * width, values.size() * width)};
         rows_to_float(piece, 0, 1, values);
         for (std::size_t i = 0; i < values.size(); ++i) {
           halves[i] = float_to_half(values[i]);
@@ -183,7 +201,8 @@ class Quantizer {
     std::vector<std::uint16_t> scales(q.scales.size());
     std::transform(q.scales.begin(), q.scales.end(), scales.begin(), float_to_half);
     const std::vector<std::uint16_t> zeros(q.zeros.begin(), q.zeros.end());
-    const PackedGptq packed = pack_gptq({q.bits, q.in_features, q.out_features, q.codes, scales, zeros, q.g_idx}, options_.zeros);
+    const PackedGptq packed =
+        pack_gptq({q.bits, q.in_features, q.out_features, q.codes, scales, zeros, q.g_idx}, options_.zeros);
     writer_->append(module + ".qweight", packed.qweight.bytes());
     writer_->append(module + ".qzeros", packed.qzeros.bytes());
     writer_->append(module + ".scales", packed.scales.bytes());
@@ -193,14 +212,16 @@ class Quantizer {
   void finish(const std::string& name, const QuantizedLinear& q, double damp_percent) {
     write(name, q);
     checkpoint_.drop(name + ".weight");
-    if (q.fell_back) log_warn(fmt::format("{}: the Hessian could not be factored; its weights are rounded to nearest", name));
+    if (q.fell_back)
+      log_warn(fmt::format("{}: the Hessian could not be factored; its weights are rounded to nearest", name));
     report_.linears.push_back({name, q.loss, damp_percent, q.fell_back});
     progress_->update(static_cast<std::int64_t>(report_.linears.size()), name);
   }
 
   void round_target(const Target& target) {
     const DenseLinear dense = load(target.node, target.index);
-    finish(target.part.name, round_to_nearest(dense.weight, target.part.out_features, target.part.in_features, options_.gptq), 0);
+    finish(target.part.name,
+           round_to_nearest(dense.weight, target.part.out_features, target.part.in_features, options_.gptq), 0);
   }
 
   void check_memory(const std::vector<std::vector<std::int32_t>>& sequences) const {
@@ -218,13 +239,17 @@ class Quantizer {
     }
     // The Hessian and its factor; of one matrix the weights, their transpose and codes, and those of its neighbours.
     const auto layer = static_cast<std::size_t>(2 * 4 * widest * widest + 16 * largest);
-    const std::size_t states = BlockRunner::memory(program_, static_cast<std::int64_t>(tokens), static_cast<std::int64_t>(longest));
+    const std::size_t states =
+        BlockRunner::memory(program_, static_cast<std::int64_t>(tokens), static_cast<std::int64_t>(longest));
     const std::size_t saved = options_.true_sequential ? 0 : tokens * static_cast<std::size_t>(program_.hidden) * 4;
     const std::size_t have = usable_memory_bytes();
     if (states + saved + layer > have) {
-      fail("quantising with {} calibration tokens needs {:.1f} GB, of which {:.1f} GB are their hidden states, and this machine has "
-           "{:.1f} GB; take fewer with --samples or --sequence-length",
-           tokens, static_cast<double>(states + saved + layer) / 1e9, static_cast<double>(states + saved) / 1e9, static_cast<double>(have) / 1e9);
+      fail(
+          "quantising with {} calibration tokens needs {:.1f} GB, of which {:.1f} GB are their hidden states, and this "
+          "machine has "
+          "{:.1f} GB; take fewer with --samples or --sequence-length",
+          tokens, static_cast<double>(states + saved + layer) / 1e9, static_cast<double>(states + saved) / 1e9,
+          static_cast<double>(have) / 1e9);
     }
   }
 
@@ -334,8 +359,9 @@ class Quantizer {
 
 }  // namespace
 
-QuantizeReport quantize_checkpoint(const Checkpoint& checkpoint, const std::vector<std::vector<std::int32_t>>& sequences,
-                                   const fs::path& out, const QuantizeOptions& options) {
+QuantizeReport quantize_checkpoint(const Checkpoint& checkpoint,
+                                   const std::vector<std::vector<std::int32_t>>& sequences, const fs::path& out,
+                                   const QuantizeOptions& options) {
   return Quantizer(checkpoint, options).run(sequences, out);
 }
 

@@ -64,8 +64,8 @@ void without_zeros_3(std::uint32_t* words) {
   pack_codes(codes, 3, {words, 3});
 }
 
-/// The standard deviation of code - zero for codes that without_zeros() made, and zeros that are the middle code or, if not
-/// symmetric, one of the middle code and its two neighbours.
+/// The standard deviation of code - zero for codes that without_zeros() made, and zeros that are the middle code or, if
+/// not symmetric, one of the middle code and its two neighbours.
 double code_deviation(int bits, bool symmetric) {
   const int middle = 1 << (bits - 1);
   double sum = 0;
@@ -81,8 +81,10 @@ class Synthesiser {
     }
     if (options.gptq) {
       const LinearQuant& q = *options.gptq;
-      if (q.bits != 2 && q.bits != 3 && q.bits != 4 && q.bits != 8) fail_usage("{} bits: GPTQ tensors hold codes of 2, 3, 4 or 8 bits", q.bits);
-      if (q.group_size != -1 && q.group_size < 1) fail_usage("a group size of {}: expected -1 (one group) or at least 1", q.group_size);
+      if (q.bits != 2 && q.bits != 3 && q.bits != 4 && q.bits != 8)
+        fail_usage("{} bits: GPTQ tensors hold codes of 2, 3, 4 or 8 bits", q.bits);
+      if (q.group_size != -1 && q.group_size < 1)
+        fail_usage("a group size of {}: expected -1 (one group) or at least 1", q.group_size);
     }
     program_ = program_from_config(nlohmann::json::parse(config.dump()));
   }
@@ -133,10 +135,13 @@ class Synthesiser {
         const std::int64_t width = program_.buffers[static_cast<std::size_t>(norm->x)].columns / norm->groups;
         plain(norm->weight, {width}, 1, 0.1);
         plain(norm->bias, {width}, 0, 0.02);
-      } else if (const auto* linear = std::get_if<LinearNode>(&node.op); linear != nullptr && linear->tied_weight.empty()) {
+      } else if (const auto* linear = std::get_if<LinearNode>(&node.op);
+                 linear != nullptr && linear->tied_weight.empty()) {
         for (std::size_t i = 0; i < linear->parts.size(); ++i) {
           const LinearDesc& part = linear->parts[i];
-          const double deviation = 1 / std::sqrt(static_cast<double>(part.in_features) * (adds_to_stream(*linear, i) ? 2.0 * static_cast<double>(program_.layers) : 1.0));
+          const double deviation =
+              1 / std::sqrt(static_cast<double>(part.in_features) *
+                            (adds_to_stream(*linear, i) ? 2.0 * static_cast<double>(program_.layers) : 1.0));
           if (options_.gptq && linear->in_block) {
             visit(Quantised{part, linear->parts[0].name, deviation});
           } else {
@@ -162,13 +167,16 @@ class Synthesiser {
     return asked > 0 ? std::min(asked, part.in_features) : part.in_features;
   }
 
-  void declare(std::vector<TensorDeclaration>& to, const Plain& t) const { to.push_back({t.name, options_.dtype, t.shape}); }
+  void declare(std::vector<TensorDeclaration>& to, const Plain& t) const {
+    to.push_back({t.name, options_.dtype, t.shape});
+  }
   void declare(std::vector<TensorDeclaration>& to, const Quantised& t) const {
-    declare_gptq(to, t.part.name, options_.gptq->bits, t.part.in_features, t.part.out_features, ceil_div(t.part.in_features, group_size(t.part)));
+    declare_gptq(to, t.part.name, options_.gptq->bits, t.part.in_features, t.part.out_features,
+                 ceil_div(t.part.in_features, group_size(t.part)));
   }
 
-  /// Fills a tensor of T piece by piece: fill(first, values) makes elements [first, first + values.size()). Pieces and the
-  /// parts of threads begin at multiples of `grain`.
+  /// Fills a tensor of T piece by piece: fill(first, values) makes elements [first, first + values.size()). Pieces and
+  /// the parts of threads begin at multiples of `grain`.
   template <typename T, typename Fill>
   void stream(const std::string& name, std::int64_t total, std::int64_t grain, const Fill& fill) {
     const std::int64_t step = round_up(std::min(kPiece, total), grain);
@@ -177,7 +185,8 @@ class Synthesiser {
       piece.resize(static_cast<std::size_t>(std::min(step, total - first)));
       ThreadPool::instance().run([&](int thread, int threads) {
         const auto [begin, end] = split_range(static_cast<std::int64_t>(piece.size()), grain, thread, threads);
-        fill(first + begin, std::span(piece).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
+        fill(first + begin,
+             std::span(piece).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
       });
       writer_->append(name, std::as_bytes(std::span(piece)));
       done_ += piece.size() * sizeof(T);
@@ -217,12 +226,15 @@ class Synthesiser {
     const int bits = options_.gptq->bits;
     const std::string name = t.part.name + ".qweight";
     const std::uint64_t stream_id = stream_of(name);
-    const auto random_word = [&](std::int64_t at) { return static_cast<std::uint32_t>(random_bits(options_.seed, stream_id, static_cast<std::uint64_t>(at))); };
+    const auto random_word = [&](std::int64_t at) {
+      return static_cast<std::uint32_t>(random_bits(options_.seed, stream_id, static_cast<std::uint64_t>(at)));
+    };
     const std::int64_t n = t.part.out_features;
     const std::int64_t rows = packed_words(t.part.in_features, bits);
     if (bits != 3) {
       stream<std::uint32_t>(name, rows * n, 1, [&](std::int64_t first, std::span<std::uint32_t> words) {
-        for (std::size_t i = 0; i < words.size(); ++i) words[i] = without_zeros(random_word(first + static_cast<std::int64_t>(i)), bits);
+        for (std::size_t i = 0; i < words.size(); ++i)
+          words[i] = without_zeros(random_word(first + static_cast<std::int64_t>(i)), bits);
       });
       return;
     }
@@ -253,7 +265,10 @@ class Synthesiser {
       for (std::int64_t c = 0; c < n; ++c) {
         std::uint32_t zero = 1u << (q.bits - 1);
         // One below to one above the middle: v1 can store it whatever the width.
-        if (!q.sym) zero += static_cast<std::uint32_t>(random_bits(options_.seed, stream_id, static_cast<std::uint64_t>(g * n + c)) % 3) - 1;
+        if (!q.sym)
+          zero += static_cast<std::uint32_t>(
+                      random_bits(options_.seed, stream_id, static_cast<std::uint64_t>(g * n + c)) % 3) -
+                  1;
         codes[static_cast<std::size_t>(c)] = static_cast<std::uint8_t>(zero - stored_less);
       }
       pack_codes(codes, q.bits, row);
@@ -283,11 +298,14 @@ class Synthesiser {
       const std::uint64_t stream_id = stream_of(t.site + " order");
       std::vector<std::uint64_t> keys(order.size());
       for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = random_bits(options_.seed, stream_id, i);
-      std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) { return keys[static_cast<std::size_t>(a)] < keys[static_cast<std::size_t>(b)]; });
+      std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+        return keys[static_cast<std::size_t>(a)] < keys[static_cast<std::size_t>(b)];
+      });
     }
     std::vector<std::int32_t> g_idx(order.size());
     for (std::int64_t i = 0; i < k; ++i) {
-      g_idx[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])] = static_cast<std::int32_t>(i / group_size(t.part));
+      g_idx[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])] =
+          static_cast<std::int32_t>(i / group_size(t.part));
     }
     writer_->append(t.part.name + ".g_idx", std::as_bytes(std::span(g_idx)));
   }
@@ -295,7 +313,9 @@ class Synthesiser {
   void write_configs(const fs::path& folder) const {
     nlohmann::ordered_json config = config_;
     config.erase("quantization_config");
-    const char* const type = options_.dtype == DType::f16 ? "float16" : options_.dtype == DType::bf16 ? "bfloat16" : "float32";
+    const char* const type = options_.dtype == DType::f16    ? "float16"
+                             : options_.dtype == DType::bf16 ? "bfloat16"
+                                                             : "float32";
     config[config.contains("dtype") ? "dtype" : "torch_dtype"] = type;
     if (options_.gptq) {
       QuantConfig quant;

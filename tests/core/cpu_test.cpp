@@ -21,7 +21,8 @@ class IsaTest : public testing::Test {
 };
 
 TEST_F(IsaTest, NamesRoundTrip) {
-  for (const Isa isa : {Isa::scalar, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::avx512vnni, Isa::avx512bf16, Isa::amx}) {
+  for (const Isa isa :
+       {Isa::scalar, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::avx512vnni, Isa::avx512bf16, Isa::amx}) {
     EXPECT_EQ(isa_from_name(name_of(isa)), isa);
   }
   EXPECT_FALSE(isa_from_name("avx1024"));

@@ -43,7 +43,8 @@ TEST_P(ThreadPoolTest, NestedRunStaysOnItsThread) {
 TEST_P(ThreadPoolTest, ExceptionsComeOut) {
   EXPECT_THROW(pool_.run([](int thread, int) {
     if (thread == 0) fail("thread {} fails", thread);
-  }), Error);
+  }),
+               Error);
   // And the pool goes on.
   std::atomic<int> calls{0};
   pool_.run([&](int, int) { ++calls; });

@@ -55,7 +55,8 @@ std::vector<float> all_logits(Engine& engine, const std::vector<std::int32_t>& i
 
 double worst_difference(Engine& engine, const Golden& golden) {
   double worst = 0;
-  for (const GoldenRow& row : golden.rows) worst = std::max(worst, relative_difference(all_logits(engine, row.ids), row.logits));
+  for (const GoldenRow& row : golden.rows)
+    worst = std::max(worst, relative_difference(all_logits(engine, row.ids), row.logits));
   return worst;
 }
 
@@ -77,8 +78,9 @@ std::vector<std::string> kernels_of(const Checkpoint& checkpoint) {
   return out;
 }
 
-// float32 stays within 2e-4 of the largest logit. `packed` rounds activations to 16 bits (1.5e-5 of a group's largest, where
-// float32 has 6e-8), which these models of large random weights amplify some 60-fold, most with a whole row in one group.
+// float32 stays within 2e-4 of the largest logit. `packed` rounds activations to 16 bits (1.5e-5 of a group's largest,
+// where float32 has 6e-8), which these models of large random weights amplify some 60-fold, most with a whole row in
+// one group.
 double tolerance(const std::string& kernel) { return kernel == "packed" ? 5e-3 : 2e-4; }
 
 class GoldenModel : public testing::TestWithParam<std::string> {};
@@ -119,7 +121,8 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(test::golden_names(
                          [](const testing::TestParamInfo<std::string>& param) { return param.param; });
 
 // A copy of a fixture whose config.json has `from` replaced by `to`.
-void make_mutant(const std::string& name, const std::string& from, const std::string& to, const std::filesystem::path& folder) {
+void make_mutant(const std::string& name, const std::string& from, const std::string& to,
+                 const std::filesystem::path& folder) {
   const std::filesystem::path source = test::golden_folder() / name;
   for (const auto& entry : std::filesystem::directory_iterator(source)) {
     if (entry.path().filename() != "config.json") std::filesystem::copy(entry.path(), folder / entry.path().filename());
@@ -144,8 +147,8 @@ TEST(GoldenMutation, WindowOffByOneIsFound) {
   const test::TempFolder folder;
   const Golden golden = test::read_golden("mistral_window");
   const std::int64_t window = Checkpoint(golden.folder).config().at("sliding_window").get<std::int64_t>();
-  make_mutant("mistral_window", "\"sliding_window\": " + std::to_string(window), "\"sliding_window\": " + std::to_string(window + 1),
-              folder.path());
+  make_mutant("mistral_window", "\"sliding_window\": " + std::to_string(window),
+              "\"sliding_window\": " + std::to_string(window + 1), folder.path());
   Engine engine(std::make_shared<const Checkpoint>(folder.path()), f32_options("reference"));
   EXPECT_GT(worst_difference(engine, golden), 2e-3);
 }
@@ -167,7 +170,8 @@ TEST(Engine, Bf16StaysCloseToFloat) {
   options.kv_dtype = DType::bf16;
   Engine engine(std::make_shared<const Checkpoint>(golden.folder), options);
   const double difference = worst_difference(engine, golden);
-  EXPECT_LT(difference, 0.2);   // bf16 rounds an operand by up to 0.4%, which this model of large random weights amplifies
+  EXPECT_LT(difference,
+            0.2);  // bf16 rounds an operand by up to 0.4%, which this model of large random weights amplifies
   EXPECT_GT(difference, 1e-5);  // and it really is bf16
 }
 

@@ -15,8 +15,10 @@ namespace {
 
 TEST(SmolLm2, GreedyTokensAreThoseOfTransformers) {
   const char* folder = std::getenv("NIBBLE_SMOLLM2");
-  if (folder == nullptr || *folder == '\0') GTEST_SKIP() << "NIBBLE_SMOLLM2 does not name the imported model's folder (`make test` sets it)";
-  const nlohmann::json golden = nlohmann::json::parse(std::ifstream(std::filesystem::path(NIBBLE_TEST_DATA) / "smollm2_greedy.json"));
+  if (folder == nullptr || *folder == '\0')
+    GTEST_SKIP() << "NIBBLE_SMOLLM2 does not name the imported model's folder (`make test` sets it)";
+  const nlohmann::json golden =
+      nlohmann::json::parse(std::ifstream(std::filesystem::path(NIBBLE_TEST_DATA) / "smollm2_greedy.json"));
   std::vector<std::vector<std::int32_t>> prompts, expected;
   for (const nlohmann::json& entry : golden.at("prompts")) {
     prompts.push_back(entry.at("ids").get<std::vector<std::int32_t>>());

@@ -20,14 +20,16 @@ constexpr std::size_t kMiB = std::size_t{1} << 20;
 // Takes as long as it is told, and keeps as many bytes as it says: some MiB, so that few copies are timed together.
 class Timed final : public LinearKernel {
  public:
-  Timed(std::string name, int microseconds, std::size_t bytes) : name_(std::move(name)), microseconds_(microseconds), bytes_(bytes) {}
+  Timed(std::string name, int microseconds, std::size_t bytes)
+      : name_(std::move(name)), microseconds_(microseconds), bytes_(bytes) {}
   std::string_view name() const override { return name_; }
   KernelTraits traits() const override { return {}; }
   Fit fit(const LinearSite&, const DeviceInfo&, std::int64_t rows) const override {
     return rows > 1000 ? Fit::no("it takes no more than 1000 rows") : Fit::yes(false, false);
   }
   std::size_t packed_bytes(const LinearSite&) const override { return bytes_; }
-  std::unique_ptr<PackedLinear> pack(const LinearSite&, std::span<const LinearTensors>, Device&, Stream&) const override {
+  std::unique_ptr<PackedLinear> pack(const LinearSite&, std::span<const LinearTensors>, Device&,
+                                     Stream&) const override {
     ++packs;
     return std::make_unique<Packed>(bytes_);
   }
@@ -72,7 +74,8 @@ TEST(Autotune, TakesTheFastest) {
 TEST(Autotune, ATieGoesToTheSmaller) {
   const Timed large("large", 400, kMiB * 9);
   const Timed little("little", 401, kMiB * 8);
-  for (const std::array<const LinearKernel*, 2>& both : {std::array<const LinearKernel*, 2>{&large, &little}, {&little, &large}}) {
+  for (const std::array<const LinearKernel*, 2>& both :
+       {std::array<const LinearKernel*, 2>{&large, &little}, {&little, &large}}) {
     Autotuner tuner(cpu_device(), {});
     EXPECT_EQ(tuner.choose(small_site(), kRows, both).name(), "little");
   }

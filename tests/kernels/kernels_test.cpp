@@ -35,19 +35,23 @@ class EveryKernel : public testing::TestWithParam<std::string> {
     for (const std::int64_t rows : row_counts) {
       EXPECT_GT(kernel().cost(site, rows).bytes, 0);
       EXPECT_GT(kernel().cost(site, rows).flops, 0);
-      const VerifyResult result = verify(kernel(), *packed, site, random.tensors(),
-                                         {.rows = rows, .outputs = 0, .compared_rows = 0, .seed = options.seed}, device);
+      const VerifyResult result =
+          verify(kernel(), *packed, site, random.tensors(),
+                 {.rows = rows, .outputs = 0, .compared_rows = 0, .seed = options.seed}, device);
       EXPECT_TRUE(result.ok) << result.sentence << describe(options);
     }
     return true;
   }
 
   static std::string describe(const RandomSiteOptions& o) {
-    const std::string gptq = !o.gptq ? "dense" : fmt::format("bits {}, group {}{}{}", o.gptq->bits, o.gptq->group_size,
-                                                            o.gptq->act_order ? ", act-order" : "", o.gptq->symmetric ? ", sym" : "");
-    return fmt::format("\n  K {}, {} parts of N {}, {}, compute {}, weights {}{}, prologue {}, epilogue {}, seed {}", o.in_features,
-                       o.out_features.size(), o.out_features.front(), gptq, name_of(o.compute), name_of(o.weights),
-                       o.bias ? ", bias" : "", static_cast<int>(o.prologue.kind), static_cast<int>(o.epilogue.kind), o.seed);
+    const std::string gptq =
+        !o.gptq ? "dense"
+                : fmt::format("bits {}, group {}{}{}", o.gptq->bits, o.gptq->group_size,
+                              o.gptq->act_order ? ", act-order" : "", o.gptq->symmetric ? ", sym" : "");
+    return fmt::format("\n  K {}, {} parts of N {}, {}, compute {}, weights {}{}, prologue {}, epilogue {}, seed {}",
+                       o.in_features, o.out_features.size(), o.out_features.front(), gptq, name_of(o.compute),
+                       name_of(o.weights), o.bias ? ", bias" : "", static_cast<int>(o.prologue.kind),
+                       static_cast<int>(o.epilogue.kind), o.seed);
   }
 };
 
@@ -95,7 +99,8 @@ TEST_P(EveryKernel, DenseTypes) {
 // Every number of rows from 1 to 17, and those around the limits of tiles.
 TEST_P(EveryKernel, RowCounts) {
   for (const DType compute : {DType::f32, DType::bf16}) {
-    const std::initializer_list<std::int64_t> rows = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 31, 32, 33, 63, 64, 65};
+    const std::initializer_list<std::int64_t> rows = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,
+                                                      13, 14, 15, 16, 17, 31, 32, 33, 63, 64, 65};
     const RandomSiteOptions dense{.in_features = 96, .out_features = {48}, .bias = true, .compute = compute, .seed = 7};
     RandomSiteOptions gptq = dense;
     gptq.gptq = GptqFormat{4, 32, false, false};
@@ -125,7 +130,8 @@ TEST_P(EveryKernel, FusedSites) {
         };
         with({80, 32, 48}, {EpilogueKind::store, ActivationKind::silu});
         with({72}, {EpilogueKind::residual, ActivationKind::silu});
-        for (const ActivationKind kind : {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh, ActivationKind::relu}) {
+        for (const ActivationKind kind :
+             {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh, ActivationKind::relu}) {
           with({80, 80}, {EpilogueKind::gated, kind});
         }
       }
@@ -156,7 +162,8 @@ std::vector<std::string> names() {
 
 std::string test_name(const testing::TestParamInfo<std::string>& info) {
   std::string name = info.param;
-  std::replace_if(name.begin(), name.end(), [](char c) { return std::isalnum(static_cast<unsigned char>(c)) == 0; }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return std::isalnum(static_cast<unsigned char>(c)) == 0; }, '_');
   return name;
 }
 

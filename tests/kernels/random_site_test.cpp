@@ -12,13 +12,15 @@ namespace {
 TEST(RandomSite, TensorsHoldTheWeights) {
   for (const int bits : {2, 3, 4, 8}) {
     for (const bool act_order : {false, true}) {
-      const RandomSite random({.in_features = 100, .out_features = {40, 24}, .gptq = GptqFormat{bits, 32, act_order, false}, .seed = 5});
+      const RandomSite random(
+          {.in_features = 100, .out_features = {40, 24}, .gptq = GptqFormat{bits, 32, act_order, false}, .seed = 5});
       for (std::size_t part = 0; part < 2; ++part) {
         const GptqTensors& gptq = *random.tensors()[part].gptq;
         std::vector<float> row(100);
         for (std::int64_t n = 0; n < gptq.out_features; ++n) {
           gptq.dequantize_row(n, row.data());
-          EXPECT_TRUE(std::equal(row.begin(), row.end(), random.weights(part).begin() + n * 100)) << bits << " bits, output " << n;
+          EXPECT_TRUE(std::equal(row.begin(), row.end(), random.weights(part).begin() + n * 100))
+              << bits << " bits, output " << n;
         }
         EXPECT_EQ(std::is_sorted(gptq.g_idx.begin(), gptq.g_idx.end()), !act_order);
         EXPECT_EQ(gptq.groups, 4);

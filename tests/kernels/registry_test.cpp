@@ -1,5 +1,5 @@
-#include "core/error.h"
 #include "kernels/registry.h"
+#include "core/error.h"
 
 #include <gtest/gtest.h>
 

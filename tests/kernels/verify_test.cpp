@@ -20,7 +20,9 @@ class Faulty final : public LinearKernel {
   explicit Faulty(Fault fault, std::size_t workspace = 0) : fault_(std::move(fault)), workspace_(workspace) {}
   std::string_view name() const override { return "faulty"; }
   KernelTraits traits() const override { return inner_.traits(); }
-  Fit fit(const LinearSite& site, const DeviceInfo& device, std::int64_t rows) const override { return inner_.fit(site, device, rows); }
+  Fit fit(const LinearSite& site, const DeviceInfo& device, std::int64_t rows) const override {
+    return inner_.fit(site, device, rows);
+  }
   std::size_t packed_bytes(const LinearSite& site) const override { return inner_.packed_bytes(site); }
   std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device,
                                      Stream& stream) const override {
@@ -41,7 +43,8 @@ class Faulty final : public LinearKernel {
 
 VerifyResult outcome(const Fault& fault, std::size_t workspace = 0) {
   const RandomSite random({.in_features = 64, .out_features = {40}, .seed = 4});
-  return verify(Faulty(fault, workspace), random.site(), random.tensors(), {.rows = 3, .outputs = 0, .compared_rows = 0}, cpu_device());
+  return verify(Faulty(fault, workspace), random.site(), random.tensors(),
+                {.rows = 3, .outputs = 0, .compared_rows = 0}, cpu_device());
 }
 
 TEST(Verify, PassesTheReference) {
@@ -51,9 +54,8 @@ TEST(Verify, PassesTheReference) {
 }
 
 TEST(Verify, CatchesASmallError) {
-  const VerifyResult result = outcome([](const LinearArgs& args, CpuStream& stream) {
-    stream.serial([y = args.y[0]] { y.f32_row(1)[39] *= 1.01f; });
-  });
+  const VerifyResult result = outcome(
+      [](const LinearArgs& args, CpuStream& stream) { stream.serial([y = args.y[0]] { y.f32_row(1)[39] *= 1.01f; }); });
   EXPECT_FALSE(result.ok);
   EXPECT_NE(result.sentence.find("row 1, part 0, output 39"), std::string::npos) << result.sentence;
 }
@@ -67,17 +69,17 @@ TEST(Verify, CatchesAnUnwrittenOutput) {
 }
 
 TEST(Verify, CatchesAWriteBetweenRows) {
-  const VerifyResult result = outcome([](const LinearArgs& args, CpuStream& stream) {
-    stream.serial([y = args.y[0]] { y.f32_row(0)[40] = 0; });
-  });
+  const VerifyResult result = outcome(
+      [](const LinearArgs& args, CpuStream& stream) { stream.serial([y = args.y[0]] { y.f32_row(0)[40] = 0; }); });
   EXPECT_FALSE(result.ok);
   EXPECT_NE(result.sentence.find("beside its rows"), std::string::npos) << result.sentence;
 }
 
 TEST(Verify, CatchesAWritePastTheWorkspace) {
-  const VerifyResult result = outcome([](const LinearArgs& args, CpuStream& stream) {
-    stream.serial([at = args.workspace] { at[128] = std::byte{0}; });
-  }, 128);
+  const VerifyResult result =
+      outcome([](const LinearArgs& args,
+                 CpuStream& stream) { stream.serial([at = args.workspace] { at[128] = std::byte{0}; }); },
+              128);
   EXPECT_FALSE(result.ok);
   EXPECT_NE(result.sentence.find("past its workspace"), std::string::npos) << result.sentence;
 }

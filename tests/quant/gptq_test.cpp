@@ -41,7 +41,8 @@ struct Layer {
       for (std::int64_t i = 0; i < k; ++i) {
         float v = 0.3F * normal(random);
         for (std::int64_t d = 0; d < directions; ++d) {
-          v += latent[static_cast<std::size_t>(d)] * mix[static_cast<std::size_t>(d * k + i)] / std::sqrt(static_cast<float>(directions));
+          v += latent[static_cast<std::size_t>(d)] * mix[static_cast<std::size_t>(d * k + i)] /
+               std::sqrt(static_cast<float>(directions));
         }
         x[static_cast<std::size_t>(r * k + i)] = v * feature[static_cast<std::size_t>(i)];
       }
@@ -132,8 +133,8 @@ struct PlainHessian {
   }
 };
 
-/// The published algorithm without blocks and factors, in double: after each column, optimal brain surgeon's update of all
-/// the others, and the inverse shrunk by that column.
+/// The published algorithm without blocks and factors, in double: after each column, optimal brain surgeon's update of
+/// all the others, and the inverse shrunk by that column.
 Plain plain_gptq(const Layer& layer, const PlainHessian& hessian, const GptqOptions& o) {
   const auto n_out = static_cast<std::size_t>(layer.outputs);
   const auto k_in = static_cast<std::size_t>(layer.inputs);
@@ -150,7 +151,8 @@ Plain plain_gptq(const Layer& layer, const PlainHessian& hessian, const GptqOpti
   if (o.order == ColumnOrder::group_aware) {
     std::vector<std::vector<std::size_t>> parts;
     for (std::size_t g = 0; g + 1 <= k_in / gs; ++g) {
-      parts.emplace_back(order.begin() + static_cast<std::ptrdiff_t>(g * gs), order.begin() + static_cast<std::ptrdiff_t>((g + 1) * gs));
+      parts.emplace_back(order.begin() + static_cast<std::ptrdiff_t>(g * gs),
+                         order.begin() + static_cast<std::ptrdiff_t>((g + 1) * gs));
       std::stable_sort(parts.back().begin(), parts.back().end(), falling);
     }
     std::stable_sort(parts.begin(), parts.end(), [&](const auto& a, const auto& b) { return falling(a[0], b[0]); });
@@ -219,8 +221,9 @@ Plain plain_gptq(const Layer& layer, const PlainHessian& hessian, const GptqOpti
 }
 
 std::string describe(const GptqOptions& o) {
-  return "bits " + std::to_string(o.bits) + ", group " + std::to_string(o.group_size) + (o.symmetric ? ", sym" : ", asym") + ", order " +
-         std::to_string(static_cast<int>(o.order)) + (o.static_groups ? ", static" : "");
+  return "bits " + std::to_string(o.bits) + ", group " + std::to_string(o.group_size) +
+         (o.symmetric ? ", sym" : ", asym") + ", order " + std::to_string(static_cast<int>(o.order)) +
+         (o.static_groups ? ", static" : "");
 }
 
 std::vector<GptqOptions> all_options() {
@@ -262,8 +265,8 @@ TEST(GptqTest, AgreesWithThePlainAlgorithmInDouble) {
     const Plain plain = plain_gptq(layer, plain_hessian, o);
     EXPECT_FALSE(fast.fell_back);
     EXPECT_EQ(fast.g_idx, plain.g_idx) << describe(o);
-    // An error of float puts a weight across a rounding boundary with a chance of some 1e-4, more with 8 bits' fine steps;
-    // it moves what follows in its row.
+    // An error of float puts a weight across a rounding boundary with a chance of some 1e-4, more with 8 bits' fine
+    // steps; it moves what follows in its row.
     EXPECT_LT(different_codes(fast, plain), o.bits == 8 ? 0.02 : 0.005) << describe(o);
     std::size_t other_scales = 0;
     for (std::size_t i = 0; i < plain.scales.size(); ++i) {
@@ -457,7 +460,10 @@ TEST(GptqTest, RefusesWhatCannotBeQuantised) {
   layer.weight[40] = NAN;
   expect_error("output 1 and input 8 is not finite", [&] { quantize_layer(layer.weight, 4, layer.hessian(), o); });
   layer.x[5] = INFINITY;
-  expect_error("feature 5 are not finite", [&] { layer.hessian(); factor_hessian(layer.hessian(), FactorOptions{}); });
+  expect_error("feature 5 are not finite", [&] {
+    layer.hessian();
+    factor_hessian(layer.hessian(), FactorOptions{});
+  });
 }
 
 }  // namespace

@@ -17,21 +17,27 @@ namespace nibble::test {
 
 /// A config with grouped heads, sizes that differ from each other, and two blocks.
 inline nlohmann::ordered_json small_config(const char* model_type = "llama", bool tied = false) {
-  return {{"model_type", model_type},   {"hidden_size", 64},         {"intermediate_size", 160},        {"num_hidden_layers", 2},
-          {"num_attention_heads", 4},   {"num_key_value_heads", 2},  {"max_position_embeddings", 256},  {"rms_norm_eps", 1e-5},
-          {"rope_theta", 10000.0},      {"vocab_size", 128},         {"tie_word_embeddings", tied},     {"hidden_act", "silu"}};
+  return {{"model_type", model_type},       {"hidden_size", 64},
+          {"intermediate_size", 160},       {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},       {"num_key_value_heads", 2},
+          {"max_position_embeddings", 256}, {"rms_norm_eps", 1e-5},
+          {"rope_theta", 10000.0},          {"vocab_size", 128},
+          {"tie_word_embeddings", tied},    {"hidden_act", "silu"}};
 }
 
-inline std::vector<std::vector<std::int32_t>> random_sequences(std::size_t count, std::size_t length, std::uint64_t vocab, std::uint64_t seed) {
+inline std::vector<std::vector<std::int32_t>> random_sequences(std::size_t count, std::size_t length,
+                                                               std::uint64_t vocab, std::uint64_t seed) {
   std::vector<std::vector<std::int32_t>> out(count);
   for (std::size_t s = 0; s < count; ++s) {
-    for (std::size_t i = 0; i < length; ++i) out[s].push_back(static_cast<std::int32_t>(random_bits(seed, s, i) % vocab));
+    for (std::size_t i = 0; i < length; ++i)
+      out[s].push_back(static_cast<std::int32_t>(random_bits(seed, s, i) % vocab));
   }
   return out;
 }
 
 /// Logits of every row of every sequence, one after the other.
-inline std::vector<float> all_logits(const std::filesystem::path& folder, const std::vector<std::vector<std::int32_t>>& sequences) {
+inline std::vector<float> all_logits(const std::filesystem::path& folder,
+                                     const std::vector<std::vector<std::int32_t>>& sequences) {
   EngineOptions options;
   options.kernel = "reference";
   options.compute = DType::f32;

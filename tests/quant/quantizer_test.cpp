@@ -2,8 +2,8 @@
 
 #include "core/float_convert.h"
 #include "formats/gptq_tensors.h"
-#include "models/family.h"
 #include "model_folders.h"
+#include "models/family.h"
 #include "quant/block_runner.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
@@ -60,7 +60,8 @@ TEST(BlockRunnerTest, ItsHiddenStatesLeadToTheEnginesLogits) {
     synthesise(config, model, full(DType::f32));
     const Checkpoint checkpoint(model);
     const Program program = program_from_checkpoint(checkpoint);
-    const std::vector<std::vector<std::int32_t>> sequences = {random_sequences(1, 20, 128, 1)[0], random_sequences(1, 33, 128, 2)[0]};
+    const std::vector<std::vector<std::int32_t>> sequences = {random_sequences(1, 20, 128, 1)[0],
+                                                              random_sequences(1, 33, 128, 2)[0]};
     BlockRunner runner(program, checkpoint, sequences);
     EXPECT_EQ(runner.tokens(), 53);
     const auto load = [&](const LinearNode& node) {
@@ -68,7 +69,8 @@ TEST(BlockRunnerTest, ItsHiddenStatesLeadToTheEnginesLogits) {
       for (std::size_t i = 0; i < node.parts.size(); ++i) {
         LoadedLinear loaded;
         load_linear(checkpoint, std::nullopt, node, i, loaded);
-        parts.push_back({to_float(loaded.tensors.weight), loaded.tensors.bias.empty() ? std::vector<float>() : to_float(loaded.tensors.bias)});
+        parts.push_back({to_float(loaded.tensors.weight),
+                         loaded.tensors.bias.empty() ? std::vector<float>() : to_float(loaded.tensors.bias)});
       }
       return parts;
     };
@@ -93,8 +95,10 @@ TEST(BlockRunnerTest, ItsHiddenStatesLeadToTheEnginesLogits) {
     for (std::int64_t r = 0; r < x.rows; ++r) {
       for (std::int64_t n = 0; n < 128; ++n) {
         double sum = 0;
-        for (std::int64_t k = 0; k < 64; ++k) sum += static_cast<double>(x.f32_row(r)[k]) * head[static_cast<std::size_t>(n * 64 + k)];
-        EXPECT_NEAR(sum, expected[static_cast<std::size_t>(r * 128 + n)], 1e-3) << type << " row " << r << " token " << n;
+        for (std::int64_t k = 0; k < 64; ++k)
+          sum += static_cast<double>(x.f32_row(r)[k]) * head[static_cast<std::size_t>(n * 64 + k)];
+        EXPECT_NEAR(sum, expected[static_cast<std::size_t>(r * 128 + n)], 1e-3)
+            << type << " row " << r << " token " << n;
       }
     }
   }
@@ -144,7 +148,8 @@ TEST(QuantizerTest, TheFolderLoadsAsTheWeightsThatTheAlgorithmChose) {
         std::vector<float> row(64);
         for (std::int64_t n = 0; n < part.out_features; ++n) {
           stored.dequantize_row(n, row.data());
-          for (std::size_t k = 0; k < 64; ++k) ASSERT_EQ(row[k], expected[static_cast<std::size_t>(n) * 64 + k]) << part.name << " " << bits;
+          for (std::size_t k = 0; k < 64; ++k)
+            ASSERT_EQ(row[k], expected[static_cast<std::size_t>(n) * 64 + k]) << part.name << " " << bits;
         }
         ASSERT_EQ(stored.bias.size(), static_cast<std::size_t>(part.out_features));
         const std::vector<float> bias = to_float(checkpoint.tensor(part.name + ".bias"));
@@ -203,8 +208,9 @@ TEST(QuantizerTest, CopiesCompanionsKeepsTiesAndTypes) {
   options.method = QuantMethod::rtn;
   options.keep_dtype = true;
   quantize_checkpoint(Checkpoint(model), {}, folder.path() / "out", options);
-  EXPECT_EQ(entries(folder.path() / "out"), (std::set<std::string>{"config.json", "generation_config.json", "model.safetensors",
-                                                                   "quantize_config.json", "tokenizer.json"}));
+  EXPECT_EQ(entries(folder.path() / "out"),
+            (std::set<std::string>{"config.json", "generation_config.json", "model.safetensors", "quantize_config.json",
+                                   "tokenizer.json"}));
   EXPECT_EQ(entries(folder.path()), (std::set<std::string>{"model", "out"}));
   const Checkpoint out(folder.path() / "out");
   EXPECT_FALSE(out.has("lm_head.weight"));
@@ -226,7 +232,8 @@ TEST(QuantizerTest, QuantisesAHeadThatIsNotTied) {
 
   const fs::path tied = folder.path() / "tied";
   synthesise(small_config("llama", true), tied, SynthOptions{});
-  expect_error("tied to its embedding", [&] { quantize_checkpoint(Checkpoint(tied), {}, folder.path() / "no", options); });
+  expect_error("tied to its embedding",
+               [&] { quantize_checkpoint(Checkpoint(tied), {}, folder.path() / "no", options); });
 }
 
 TEST(QuantizerTest, RefusalsLeaveNothingBehind) {
@@ -246,7 +253,8 @@ TEST(QuantizerTest, RefusalsLeaveNothingBehind) {
 
   quantize_checkpoint(checkpoint, sequences, out, options);
   EXPECT_FALSE(fs::exists(out / "keep.txt"));
-  expect_error("quantised already", [&] { quantize_checkpoint(Checkpoint(out), sequences, folder.path() / "again", options); });
+  expect_error("quantised already",
+               [&] { quantize_checkpoint(Checkpoint(out), sequences, folder.path() / "again", options); });
 
   // A value that f16 cannot hold.
   auto config = small_config();
@@ -259,7 +267,9 @@ TEST(QuantizerTest, RefusalsLeaveNothingBehind) {
     std::memcpy(bytes.data() + bytes.find(whole), &value, 2);
     folder.write("large/model.safetensors", bytes);
   }
-  expect_error("--keep-dtype", [&] { quantize_checkpoint(Checkpoint(folder.path() / "large"), sequences, folder.path() / "no", options); });
+  expect_error("--keep-dtype", [&] {
+    quantize_checkpoint(Checkpoint(folder.path() / "large"), sequences, folder.path() / "no", options);
+  });
 }
 
 }  // namespace

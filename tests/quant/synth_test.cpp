@@ -2,8 +2,8 @@
 
 #include "core/thread_pool.h"
 #include "formats/gptq_tensors.h"
-#include "models/family.h"
 #include "model_folders.h"
+#include "models/family.h"
 #include "quant/output_folder.h"
 #include "support/expect_error.h"
 #include "support/temp_folder.h"
@@ -169,7 +169,8 @@ TEST(SynthTest, RefusesWhatCannotBeMade) {
 
 TEST(ShardedWriterTest, LargeModelsAreSplitAndIndexed) {
   const TempFolder folder;
-  const std::vector<TensorDeclaration> tensors = {{"a", DType::f32, {10}}, {"b", DType::f32, {30}}, {"c", DType::i32, {5}}};
+  const std::vector<TensorDeclaration> tensors = {
+      {"a", DType::f32, {10}}, {"b", DType::f32, {30}}, {"c", DType::i32, {5}}};
   ShardedWriter writer(folder.path(), tensors, 150);  // a is 40 bytes, b 120, c 20
   EXPECT_EQ(writer.files(), 2U);
   EXPECT_EQ(writer.total_size(), 180U);

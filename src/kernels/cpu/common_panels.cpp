@@ -11,8 +11,8 @@
 namespace nibble::panels {
 namespace {
 
-// Products of bf16 pairs take half the time of float ones on some processors, and nearly twice as long on others (Sapphire
-// Rapids: 108 against 176 GFLOP/s a core): measured once, on a panel of 32 KiB and 12 rows, some 2 us a run.
+// Products of bf16 pairs take half the time of float ones on some processors, and nearly twice as long on others
+// (Sapphire Rapids: 108 against 176 GFLOP/s a core): measured once, on a panel of 32 KiB and 12 rows, some 2 us a run.
 bool pairs_are_faster() {
   static const bool faster = [] {
     constexpr std::int64_t kInputs = 512;
@@ -31,8 +31,10 @@ bool pairs_are_faster() {
       }
       return least;
     };
-    const auto of_pairs = best([&] { bf16_avx512bf16(panel.data(), kInputs, pairs.data(), kInputs, kRows, out.data()); });
-    const auto of_floats = best([&] { mixed_avx512(panel.data(), kInputs, floats.data(), kInputs, kRows, out.data()); });
+    const auto of_pairs =
+        best([&] { bf16_avx512bf16(panel.data(), kInputs, pairs.data(), kInputs, kRows, out.data()); });
+    const auto of_floats =
+        best([&] { mixed_avx512(panel.data(), kInputs, floats.data(), kInputs, kRows, out.data()); });
     return of_pairs < of_floats;
   }();
   return faster;
@@ -46,16 +48,18 @@ Functions functions() {
   f.mixed = pick<MixedProduct>({{Isa::scalar, mixed_scalar}, {Isa::avx2, mixed_avx2}, {Isa::avx512, mixed_avx512}});
   f.bf16 = pick<Bf16Product>({{Isa::avx512bf16, bf16_avx512bf16}, {Isa::amx, bf16_amx}});
   if (f.bf16 == bf16_avx512bf16 && !pairs_are_faster()) f.bf16 = nullptr;
-  f.sum_squares = pick<SumSquares>({{Isa::scalar, sum_squares_scalar}, {Isa::avx2, sum_squares_avx2}, {Isa::avx512, sum_squares_avx512}});
+  f.sum_squares = pick<SumSquares>(
+      {{Isa::scalar, sum_squares_scalar}, {Isa::avx2, sum_squares_avx2}, {Isa::avx512, sum_squares_avx512}});
   f.scale = pick<Scale>({{Isa::scalar, scale_scalar}, {Isa::avx2, scale_avx2}, {Isa::avx512, scale_avx512}});
   f.scale_bf16 = pick<ScaleBf16>({{Isa::avx512bf16, scale_bf16_avx512bf16}});
-  f.gated_sigmoid =
-      pick<GatedSigmoid>({{Isa::scalar, gated_sigmoid_scalar}, {Isa::avx2, gated_sigmoid_avx2}, {Isa::avx512, gated_sigmoid_avx512}});
+  f.gated_sigmoid = pick<GatedSigmoid>(
+      {{Isa::scalar, gated_sigmoid_scalar}, {Isa::avx2, gated_sigmoid_avx2}, {Isa::avx512, gated_sigmoid_avx512}});
   f.finish = pick<FinishRows>({{Isa::scalar, finish_scalar}, {Isa::avx2, finish_avx2}, {Isa::avx512, finish_avx512}});
   return f;
 }
 
-void f32_scalar(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out) {
+void f32_scalar(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
+                float* out) {
   for (std::int64_t m = 0; m < rows; ++m) {
     float* sum = out + m * kWidth;
     std::fill(sum, sum + kWidth, 0.0f);
@@ -65,7 +69,8 @@ void f32_scalar(const float* panel, std::int64_t k, const float* x, std::int64_t
   }
 }
 
-void mixed_scalar(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out) {
+void mixed_scalar(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
+                  float* out) {
   for (std::int64_t m = 0; m < rows; ++m) {
     float* sum = out + m * kWidth;
     std::fill(sum, sum + kWidth, 0.0f);
@@ -100,8 +105,8 @@ void gated_sigmoid_scalar(const float* gate, const float* up, std::int64_t count
   }
 }
 
-void finish_scalar(const float* products, const float* bias, const float* residual, std::int64_t residual_stride, std::int64_t rows,
-                   std::int64_t count, float* y, std::int64_t y_stride) {
+void finish_scalar(const float* products, const float* bias, const float* residual, std::int64_t residual_stride,
+                   std::int64_t rows, std::int64_t count, float* y, std::int64_t y_stride) {
   for (std::int64_t m = 0; m < rows; ++m) {
     for (std::int64_t n = 0; n < count; ++n) {
       const float sum = products[m * kWidth + n] + bias[n];

@@ -14,8 +14,8 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// 16 cache lines, 2 KiB ahead (the panel's next step). Two such halves a step, apart from each other: all 32 at once would
-// wait for free fill buffers (measured at 8 rows: 13.4 GB/s a core without, 15 with all at once, 19 so).
+// 16 cache lines, 2 KiB ahead (the panel's next step). Two such halves a step, apart from each other: all 32 at once
+// would wait for free fill buffers (measured at 8 rows: 13.4 GB/s a core without, 15 with all at once, 19 so).
 void prefetch(const std::uint16_t* at, int half) {
   constexpr int kAhead = 2048;
 #pragma GCC unroll 16
@@ -26,9 +26,10 @@ void prefetch(const std::uint16_t* at, int half) {
 
 }  // namespace
 
-// 32 rows x 32 outputs a step: four accumulator tiles (0 to 3), two of inputs (4, 5), two of weights (6, 7), so that each
-// loaded tile is used twice. One tile of weights is 16 pairs of k by 16 outputs.
-void bf16_amx(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride, std::int64_t rows, float* out) {
+// 32 rows x 32 outputs a step: four accumulator tiles (0 to 3), two of inputs (4, 5), two of weights (6, 7), so that
+// each loaded tile is used twice. One tile of weights is 16 pairs of k by 16 outputs.
+void bf16_amx(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride,
+              std::int64_t rows, float* out) {
   constexpr std::int64_t kPanelRow = kWidth * 4;  // bytes of a pair of k, and of a row of out
   const TileConfig config;
   _tile_loadconfig(&config);

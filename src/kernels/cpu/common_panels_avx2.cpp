@@ -59,8 +59,8 @@ void f32_part(const float* panel, std::int64_t k, const float* x, std::int64_t s
   }
 }
 
-// The first (`odd` false) or second elements of 8 pairs as floats: the first is the low half of its word, which shifted up is
-// the float; the second needs only its mask.
+// The first (`odd` false) or second elements of 8 pairs as floats: the first is the low half of its word, which shifted
+// up is the float; the second needs only its mask.
 template <bool odd>
 __m256 elements(const std::uint16_t* pairs) {
   const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pairs));
@@ -68,8 +68,8 @@ __m256 elements(const std::uint16_t* pairs) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
 }
 
-// One k of all rows: sum += x * w. Either the weights or the inputs stay in registers, whichever are fewer; with the 12 sums
-// that leaves one or two for the others.
+// One k of all rows: sum += x * w. Either the weights or the inputs stay in registers, whichever are fewer; with the 12
+// sums that leaves one or two for the others.
 template <int R, bool odd>
 void mixed_step(const std::uint16_t* pairs, const float* x, std::int64_t stride, __m256 (&sum)[R][kWide<R>]) {
   if (kWide<R> == 4) {
@@ -120,7 +120,8 @@ void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std:
 
 template <typename Panel>
 using Part = void(const Panel*, std::int64_t, const float*, std::int64_t, float*);
-constexpr Part<float>* kF32Parts[kRows] = {f32_part<1>, f32_part<2>, f32_part<3>, f32_part<4>, f32_part<5>, f32_part<6>};
+constexpr Part<float>* kF32Parts[kRows] = {f32_part<1>, f32_part<2>, f32_part<3>,
+                                           f32_part<4>, f32_part<5>, f32_part<6>};
 constexpr Part<std::uint16_t>* kMixedParts[kRows] = {mixed_part<1>, mixed_part<2>, mixed_part<3>,
                                                      mixed_part<4>, mixed_part<5>, mixed_part<6>};
 
@@ -138,7 +139,8 @@ void by_parts(Part<Panel>* const* parts, std::int64_t half, const Panel* panel, 
 
 // As in the AVX-512 unit: 2^n times the Taylor series of e^r to r^7.
 __m256 exp_of(__m256 v) {
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 n =
+      _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), v);
   r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
   __m256 p = _mm256_set1_ps(1.0f / 5040);
@@ -159,7 +161,8 @@ void f32_avx2(const float* panel, std::int64_t k, const float* x, std::int64_t s
   by_parts(kF32Parts, 16, panel, k, x, stride, rows, out);
 }
 
-void mixed_avx2(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out) {
+void mixed_avx2(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
+                float* out) {
   by_parts(kMixedParts, 32, panel, k, x, stride, rows, out);
 }
 
@@ -206,8 +209,8 @@ void gated_sigmoid_avx2(const float* gate, const float* up, std::int64_t count, 
   }
 }
 
-void finish_avx2(const float* products, const float* bias, const float* residual, std::int64_t residual_stride, std::int64_t rows,
-                std::int64_t count, float* y, std::int64_t y_stride) {
+void finish_avx2(const float* products, const float* bias, const float* residual, std::int64_t residual_stride,
+                 std::int64_t rows, std::int64_t count, float* y, std::int64_t y_stride) {
   for (std::int64_t m = 0; m < rows; ++m) {
     std::int64_t n = 0;
     for (; n + 8 <= count; n += 8) {

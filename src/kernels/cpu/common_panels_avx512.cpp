@@ -10,10 +10,13 @@ constexpr int kRows = 12;
 
 // Fewer rows sum alternate k apart, so that at least 8 chains hide the FMA's latency of 4 cycles on 2 ports.
 template <int R>
-constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+constexpr int kChains = R == 1   ? 4
+                        : R <= 3 ? 2
+                                 : 1;
 
-// Two cache lines, 2 KiB ahead: panels follow each other in memory, and the processor's own prefetch, which stops at each
-// page, leaves a third of the bandwidth unused (measured: 14.8 GB/s a core without, 20.6 with; 1 to 4 KiB are alike).
+// Two cache lines, 2 KiB ahead: panels follow each other in memory, and the processor's own prefetch, which stops at
+// each page, leaves a third of the bandwidth unused (measured: 14.8 GB/s a core without, 20.6 with; 1 to 4 KiB are
+// alike).
 void prefetch(const void* at) {
   constexpr int kAhead = 2048;
   _mm_prefetch(static_cast<const char*>(at) + kAhead, _MM_HINT_T0);
@@ -112,7 +115,8 @@ void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std:
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
     for (int h = 0; h < 2; ++h) {
-      _mm512_storeu_ps(out + r * kWidth + h * 16, U == 2 ? _mm512_add_ps(sum[0][r][h], sum[U - 1][r][h]) : sum[0][r][h]);
+      _mm512_storeu_ps(out + r * kWidth + h * 16,
+                       U == 2 ? _mm512_add_ps(sum[0][r][h], sum[U - 1][r][h]) : sum[0][r][h]);
     }
   }
 }
@@ -120,8 +124,9 @@ void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std:
 template <typename Panel>
 using Tile = void(const Panel*, std::int64_t, const float*, std::int64_t, float*);
 
-constexpr Tile<float>* kF32Tiles[kRows] = {f32_tile<1>, f32_tile<2>, f32_tile<3>, f32_tile<4>,  f32_tile<5>,  f32_tile<6>,
-                                           f32_tile<7>, f32_tile<8>, f32_tile<9>, f32_tile<10>, f32_tile<11>, f32_tile<12>};
+constexpr Tile<float>* kF32Tiles[kRows] = {f32_tile<1>, f32_tile<2>,  f32_tile<3>,  f32_tile<4>,
+                                           f32_tile<5>, f32_tile<6>,  f32_tile<7>,  f32_tile<8>,
+                                           f32_tile<9>, f32_tile<10>, f32_tile<11>, f32_tile<12>};
 constexpr Tile<std::uint16_t>* kMixedTiles[kRows] = {mixed_tile<1>, mixed_tile<2>,  mixed_tile<3>,  mixed_tile<4>,
                                                      mixed_tile<5>, mixed_tile<6>,  mixed_tile<7>,  mixed_tile<8>,
                                                      mixed_tile<9>, mixed_tile<10>, mixed_tile<11>, mixed_tile<12>};
@@ -140,7 +145,8 @@ void by_tiles(Tile<Panel>* const* tiles, const Panel* panel, std::int64_t k, con
 // e^v for |v| <= 87: 2^n times the Taylor series of e^r to r^7, |r| <= ln(2)/2, where the next term is below 6e-9.
 // ln(2) is taken off in two parts (Cody and Waite), the first with few digits, so that n times it is exact.
 __m512 exp_of(__m512 v) {
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), v);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
   __m512 p = _mm512_set1_ps(1.0f / 5040);
@@ -156,11 +162,13 @@ __m512 exp_of(__m512 v) {
 
 }  // namespace
 
-void f32_avx512(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out) {
+void f32_avx512(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
+                float* out) {
   by_tiles(kF32Tiles, panel, k, x, stride, rows, out);
 }
 
-void mixed_avx512(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out) {
+void mixed_avx512(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
+                  float* out) {
   by_tiles(kMixedTiles, panel, k, x, stride, rows, out);
 }
 
@@ -194,21 +202,23 @@ void gated_sigmoid_avx512(const float* gate, const float* up, std::int64_t count
       t = _mm512_mul_ps(cubic, _mm512_set1_ps(1.5957691216f));  // 2 sqrt(2 / pi)
     }
     // The operand order keeps a NaN: min and max return their second operand then.
-    const __m512 e = exp_of(_mm512_min_ps(limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit), _mm512_sub_ps(_mm512_setzero_ps(), t))));
+    const __m512 e = exp_of(_mm512_min_ps(
+        limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit), _mm512_sub_ps(_mm512_setzero_ps(), t))));
     const __m512 product = _mm512_mul_ps(g, _mm512_loadu_ps(up + i));
     _mm512_storeu_ps(out + i, _mm512_div_ps(product, _mm512_add_ps(_mm512_set1_ps(1.0f), e)));
   }
 }
 
-void finish_avx512(const float* products, const float* bias, const float* residual, std::int64_t residual_stride, std::int64_t rows,
-                  std::int64_t count, float* y, std::int64_t y_stride) {
+void finish_avx512(const float* products, const float* bias, const float* residual, std::int64_t residual_stride,
+                   std::int64_t rows, std::int64_t count, float* y, std::int64_t y_stride) {
   const std::uint32_t all = count == kWidth ? 0xffffffffu : (1u << count) - 1u;
   const __mmask16 mask[2] = {static_cast<__mmask16>(all), static_cast<__mmask16>(all >> 16)};
   for (int h = 0; h < 2; ++h) {
     const __m512 b = _mm512_maskz_loadu_ps(mask[h], bias + h * 16);
     for (std::int64_t m = 0; m < rows; ++m) {
       __m512 sum = _mm512_add_ps(_mm512_loadu_ps(products + m * kWidth + h * 16), b);
-      if (residual != nullptr) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[h], residual + m * residual_stride + h * 16), sum);
+      if (residual != nullptr)
+        sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[h], residual + m * residual_stride + h * 16), sum);
       _mm512_mask_storeu_ps(y + m * y_stride + h * 16, mask[h], sum);
     }
   }

@@ -17,7 +17,9 @@ void prefetch(const void* at) {
 
 // vdpbf16ps has a latency of some 6 cycles on one port, so few rows need 8 chains too.
 template <int R>
-constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+constexpr int kChains = R == 1   ? 4
+                        : R <= 3 ? 2
+                                 : 1;
 
 template <int R>
 void bf16_tile(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride, float* out) {
@@ -64,7 +66,8 @@ constexpr Tile* kTiles[kRows] = {bf16_tile<1>, bf16_tile<2>, bf16_tile<3>, bf16_
 
 }  // namespace
 
-void bf16_avx512bf16(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride, std::int64_t rows, float* out) {
+void bf16_avx512bf16(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride,
+                     std::int64_t rows, float* out) {
   for (std::int64_t m = 0, left = (rows + kRows - 1) / kRows; left > 0; --left) {
     const std::int64_t height = (rows - m + left - 1) / left;
     kTiles[height - 1](panel, k, x + m * stride, stride, out + m * kWidth);
@@ -72,7 +75,8 @@ void bf16_avx512bf16(const std::uint16_t* panel, std::int64_t k, const std::uint
   }
 }
 
-void scale_bf16_avx512bf16(const float* x, const float* weight, float factor, std::int64_t k, std::int64_t padded, std::uint16_t* out) {
+void scale_bf16_avx512bf16(const float* x, const float* weight, float factor, std::int64_t k, std::int64_t padded,
+                           std::uint16_t* out) {
   const __m512 f = _mm512_set1_ps(factor);
   for (std::int64_t i = 0; i < padded; i += 16) {
     const std::int64_t left = k - i;

@@ -1,5 +1,5 @@
-// A linear site run panel by panel (kernels/cpu/common_panels.h): what `dense` and `dequant` share. Where the panels' weights
-// come from is the kernel's affair; prologue, products, epilogue and the split over threads are here.
+// A linear site run panel by panel (kernels/cpu/common_panels.h): what `dense` and `dequant` share. Where the panels'
+// weights come from is the kernel's affair; prologue, products, epilogue and the split over threads are here.
 #pragma once
 
 #include "core/cpu_device.h"
@@ -40,7 +40,8 @@ void write_panel(const PanelLayout& layout, const float* rows, std::int64_t coun
 /// The weights of a panel, in place or written to `scratch` (panel_bytes of it, one for each panel of a step).
 using PanelSource = std::function<const std::byte*(std::size_t panel, std::byte* scratch)>;
 
-/// Scratch bytes for run_panels; `scratch`: whether the source wants scratch. It counts on the thread pool's present size.
+/// Scratch bytes for run_panels; `scratch`: whether the source wants scratch. It counts on the thread pool's present
+/// size.
 std::size_t panels_workspace(const LinearSite& site, std::int64_t rows, bool scratch);
 
 /// Enqueues the whole site. `layout` must outlive what is enqueued.

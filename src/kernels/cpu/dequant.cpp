@@ -1,5 +1,5 @@
-// `dequant`: GPTQ codes stay packed; a panel of weights at a time is dequantised into the cache and then multiplied by all
-// rows as `dense` does. That costs some 0.1 ns a weight each call: little beside the products of many rows.
+// `dequant`: GPTQ codes stay packed; a panel of weights at a time is dequantised into the cache and then multiplied by
+// all rows as `dense` does. That costs some 0.1 ns a weight each call: little beside the products of many rows.
 #include "core/checked.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/common_panels.h"
@@ -61,8 +61,12 @@ class DequantPacked final : public PackedLinear {
   panels::PanelCodes codes(std::size_t panel) const {
     const std::size_t part = layout.panels[panel].part;
     const PanelPlace& at = place.panels[panel];
-    return {reinterpret_cast<const std::uint8_t*>(memory->data() + at.codes), wide[part], layout.inputs, groups[part].data(),
-            reinterpret_cast<const float*>(memory->data() + at.scales), reinterpret_cast<const std::uint8_t*>(memory->data() + at.zeros)};
+    return {reinterpret_cast<const std::uint8_t*>(memory->data() + at.codes),
+            wide[part],
+            layout.inputs,
+            groups[part].data(),
+            reinterpret_cast<const float*>(memory->data() + at.scales),
+            reinterpret_cast<const std::uint8_t*>(memory->data() + at.zeros)};
   }
 };
 
@@ -105,7 +109,8 @@ class DequantKernel final : public LinearKernel {
  public:
   std::string_view name() const override { return "dequant"; }
   KernelTraits traits() const override {
-    return {.summary = "GPTQ weights dequantised panel by panel, then multiplied as dense ones; for large batches", .accumulate = "f32"};
+    return {.summary = "GPTQ weights dequantised panel by panel, then multiplied as dense ones; for large batches",
+            .accumulate = "f32"};
   }
 
   Fit fit(const LinearSite& site, const DeviceInfo&, std::int64_t) const override {
@@ -117,10 +122,12 @@ class DequantKernel final : public LinearKernel {
 
   std::size_t packed_bytes(const LinearSite& site) const override {
     const PanelLayout layout(computed_site(site));
-    return places(site, layout).bytes + layout.bias.size() * 4 + site.parts.size() * static_cast<std::size_t>(layout.inputs) * 4;
+    return places(site, layout).bytes + layout.bias.size() * 4 +
+           site.parts.size() * static_cast<std::size_t>(layout.inputs) * 4;
   }
 
-  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device, Stream&) const override {
+  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device,
+                                     Stream&) const override {
     auto packed = std::make_unique<DequantPacked>(computed_site(site));
     packed->layout.set_bias(tensors);
     packed->size = packed_bytes(site);
@@ -131,7 +138,8 @@ class DequantKernel final : public LinearKernel {
     }
     ThreadPool::instance().run([&](int thread, int threads) {
       const auto step = static_cast<std::int64_t>(packed->layout.step);
-      const auto [begin, end] = split_range(static_cast<std::int64_t>(packed->layout.panels.size()), step, thread, threads);
+      const auto [begin, end] =
+          split_range(static_cast<std::int64_t>(packed->layout.panels.size()), step, thread, threads);
       for (std::int64_t i = begin; i < end; ++i) {
         const auto panel = static_cast<std::size_t>(i);
         const PanelLayout::Panel& place = packed->layout.panels[panel];

@@ -19,7 +19,8 @@ float weight(const PanelCodes& from, std::int64_t k, std::int64_t n) {
 }  // namespace
 
 DequantF32* dequant_f32() {
-  return pick<DequantF32>({{Isa::scalar, dequant_f32_scalar}, {Isa::avx2, dequant_f32_avx2}, {Isa::avx512, dequant_f32_avx512}});
+  return pick<DequantF32>(
+      {{Isa::scalar, dequant_f32_scalar}, {Isa::avx2, dequant_f32_avx2}, {Isa::avx512, dequant_f32_avx512}});
 }
 
 DequantBf16* dequant_bf16() {

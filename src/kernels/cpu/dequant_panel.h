@@ -5,8 +5,9 @@
 
 namespace nibble::panels {
 
-/// The codes of 32 outputs. For each pair of inputs there are 32 bytes, with the first input's code in the low nibble and
-/// the second's in the high one; or, `wide`, 64 bytes: 32 of the first, then 32 of the second. K odd: the last is a dummy.
+/// The codes of 32 outputs. For each pair of inputs there are 32 bytes, with the first input's code in the low nibble
+/// and the second's in the high one; or, `wide`, 64 bytes: 32 of the first, then 32 of the second. K odd: the last is a
+/// dummy.
 struct PanelCodes {
   const std::uint8_t* codes = nullptr;
   bool wide = false;

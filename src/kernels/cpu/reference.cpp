@@ -13,9 +13,9 @@ namespace {
 
 struct ReferencePart {
   std::int64_t outputs = 0;
-  std::vector<float> dense;          // [outputs, K], or empty and
-  std::optional<GptqTensors> gptq;   // codes as the file has them
-  std::vector<float> bias;           // [outputs] or empty
+  std::vector<float> dense;         // [outputs, K], or empty and
+  std::optional<GptqTensors> gptq;  // codes as the file has them
+  std::vector<float> bias;          // [outputs] or empty
 };
 
 class ReferencePacked final : public PackedLinear {
@@ -33,7 +33,8 @@ constexpr std::int64_t kRows = 16;
 using Chunk = std::array<double, kChunk>;
 
 // W[n, k0 .. k1)
-void weights(const ReferencePart& part, std::int64_t inputs, std::int64_t n, std::int64_t k0, std::int64_t k1, Chunk& out) {
+void weights(const ReferencePart& part, std::int64_t inputs, std::int64_t n, std::int64_t k0, std::int64_t k1,
+             Chunk& out) {
   if (!part.gptq) {
     const float* row = part.dense.data() + n * inputs;
     std::copy(row + k0, row + k1, out.begin());
@@ -49,7 +50,8 @@ void weights(const ReferencePart& part, std::int64_t inputs, std::int64_t n, std
   }
 }
 
-void output(const ReferencePart& part, std::int64_t inputs, std::int64_t n, std::int64_t rows, const MatrixRef& x, const MatrixRef& y) {
+void output(const ReferencePart& part, std::int64_t inputs, std::int64_t n, std::int64_t rows, const MatrixRef& x,
+            const MatrixRef& y) {
   Chunk w;
   for (std::int64_t m0 = 0; m0 < rows; m0 += kRows) {
     const std::int64_t count = std::min(kRows, rows - m0);
@@ -60,7 +62,8 @@ void output(const ReferencePart& part, std::int64_t inputs, std::int64_t n, std:
       for (std::int64_t m = 0; m < count; ++m) {
         const float* row = x.f32_row(m0 + m);
         double& total = sum[static_cast<std::size_t>(m)];
-        for (std::int64_t k = k0; k < k1; ++k) total += static_cast<double>(row[k]) * w[static_cast<std::size_t>(k - k0)];
+        for (std::int64_t k = k0; k < k1; ++k)
+          total += static_cast<double>(row[k]) * w[static_cast<std::size_t>(k - k0)];
       }
     }
     for (std::int64_t m = 0; m < count; ++m) {
@@ -89,7 +92,8 @@ class ReferenceKernel final : public LinearKernel {
       const auto n = static_cast<std::size_t>(part.out_features);
       if (part.gptq) {
         const std::size_t groups = ceil_div(k, static_cast<std::size_t>(part.gptq->group_size));
-        total += ceil_div(k * static_cast<std::size_t>(part.gptq->bits), std::size_t{32}) * n * 4 + groups * n * 6 + k * 4;
+        total +=
+            ceil_div(k * static_cast<std::size_t>(part.gptq->bits), std::size_t{32}) * n * 4 + groups * n * 6 + k * 4;
       } else {
         total += k * n * 4;
       }
@@ -98,7 +102,8 @@ class ReferenceKernel final : public LinearKernel {
     return total;
   }
 
-  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device&, Stream&) const override {
+  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device&,
+                                     Stream&) const override {
     auto packed = std::make_unique<ReferencePacked>();
     packed->inputs = site.in_features();
     packed->size = packed_bytes(site);
@@ -108,7 +113,8 @@ class ReferenceKernel final : public LinearKernel {
       if (tensors[i].gptq != nullptr) {
         part.gptq = *tensors[i].gptq;
         // The codes may lie in the checkpoint's mapping, which goes away.
-        auto words = std::make_shared<const std::vector<std::uint32_t>>(part.gptq->qweight.begin(), part.gptq->qweight.end());
+        auto words =
+            std::make_shared<const std::vector<std::uint32_t>>(part.gptq->qweight.begin(), part.gptq->qweight.end());
         part.gptq->qweight = *words;
         part.gptq->qweight_copy = std::move(words);
       } else {
