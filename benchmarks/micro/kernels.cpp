@@ -1,8 +1,8 @@
-// How fast each CPU kernel runs the linear sites of SmolLM2-135M (and, where named, two of Llama-2-7B) by itself, beside
-// this machine's read bandwidth and, for full precision, beside oneDNN. Calls go over rotating copies of a site, captured
-// as one graph as a decode step is; --footprint says how much memory the copies take together: much for weights that come
-// from memory, little for weights that come from a cache. What is timed are pieces of about 1 ms, so that some meet no
-// other process; the best one counts.
+// How fast each CPU kernel runs the linear sites of SmolLM2-135M (and, where named, two of Llama-2-7B) by itself,
+// beside this machine's read bandwidth and, for full precision, beside oneDNN. Calls go over rotating copies of a site,
+// captured as one graph as a decode step is; --footprint says how much memory the copies take together: much for
+// weights that come from memory, little for weights that come from a cache. What is timed are pieces of about 1 ms, so
+// that some meet no other process; the best one counts.
 #include "bench/bandwidth.h"
 #include "core/cpu.h"
 #include "core/cpu_device.h"
@@ -12,9 +12,9 @@
 #include "kernels/registry.h"
 #include "kernels/verify.h"
 
+#include <fmt/core.h>
 #include <CLI/CLI.hpp>
 #include <dnnl.hpp>
-#include <fmt/core.h>
 
 #include <algorithm>
 #include <chrono>
@@ -81,7 +81,8 @@ std::size_t copies_a_piece(const Cost& cost, std::size_t copies) {
   return std::clamp<std::size_t>(static_cast<std::size_t>(wanted), 1, copies);
 }
 
-void print(std::string_view kernel, std::string_view site, std::int64_t rows, double seconds, const Cost& cost, double bandwidth) {
+void print(std::string_view kernel, std::string_view site, std::int64_t rows, double seconds, const Cost& cost,
+           double bandwidth) {
   fmt::print("{:12} {:8} {:5} {:10.1f} us {:8.1f} GB/s {:6.1f} % {:9.1f} GFLOP/s\n", kernel, site, rows, seconds * 1e6,
              cost.bytes / seconds / 1e9, 100 * cost.bytes / seconds / bandwidth, cost.flops / seconds / 1e9);
   std::fflush(stdout);
@@ -155,12 +156,14 @@ void run_kernel(const LinearKernel& kernel, const Shape2& shape, const Options& 
       for (std::size_t i = first; i < first + together; ++i) kernel.enqueue(*copies[i], args, *stream);
       pieces.push_back(stream->end_capture());
     }
-    const double seconds = best_seconds(options.seconds, pieces.size(), [&](std::size_t i) { stream->launch(*pieces[i]); });
+    const double seconds =
+        best_seconds(options.seconds, pieces.size(), [&](std::size_t i) { stream->launch(*pieces[i]); });
     print(kernel.name(), shape.name, rows, seconds / static_cast<double>(together), cost, bandwidth);
   }
 }
 
-// oneDNN with weights in its own layout and inputs in the type it wants, without norm, gate or residual: the least it takes.
+// oneDNN with weights in its own layout and inputs in the type it wants, without norm, gate or residual: the least it
+// takes.
 void run_onednn(const Shape2& shape, const Options& options, double bandwidth) {
   using dnnl::memory;
   const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
@@ -181,7 +184,8 @@ void run_onednn(const Shape2& shape, const Options& options, double bandwidth) {
     // Patterns of floats and of pairs of bf16 near 1.
     const auto fill = [&](memory& at) {
       auto* words = static_cast<std::uint32_t*>(at.get_data_handle());
-      for (std::size_t i = 0; i < at.get_desc().get_size() / 4; ++i) words[i] = 0x3f003f00u | (static_cast<std::uint32_t>(numbers.next()) & 0x00ff00ffu);
+      for (std::size_t i = 0; i < at.get_desc().get_size() / 4; ++i)
+        words[i] = 0x3f003f00u | (static_cast<std::uint32_t>(numbers.next()) & 0x00ff00ffu);
     };
     fill(xs);
     std::vector<memory> copies;
@@ -196,7 +200,8 @@ void run_onednn(const Shape2& shape, const Options& options, double bandwidth) {
     const std::size_t together = copies_a_piece(cost, copies.size());
     const double seconds = best_seconds(options.seconds, copies.size() / together, [&](std::size_t piece) {
       for (std::size_t i = 0; i < together; ++i) {
-        primitive.execute(stream, {{DNNL_ARG_SRC, xs}, {DNNL_ARG_WEIGHTS, copies[piece * together + i]}, {DNNL_ARG_DST, ys}});
+        primitive.execute(stream,
+                          {{DNNL_ARG_SRC, xs}, {DNNL_ARG_WEIGHTS, copies[piece * together + i]}, {DNNL_ARG_DST, ys}});
       }
       stream.wait();
     });
@@ -212,12 +217,15 @@ int run(int argc, char** argv) {
   Options options;
   CLI::App app("Times each CPU kernel on the linear sites of SmolLM2-135M.");
   app.add_option("--kernel", options.kernels, "kernels; all but the reference when not given")->delimiter(',');
-  app.add_option("--site", options.sites, "qkv, o, gate-up, down, head, or 7b-o, 7b-down; the first five when not given")->delimiter(',');
+  app.add_option("--site", options.sites,
+                 "qkv, o, gate-up, down, head, or 7b-o, 7b-down; the first five when not given")
+      ->delimiter(',');
   app.add_option("--rows", options.rows, "numbers of rows")->delimiter(',')->check(CLI::Range(1, 4096));
   app.add_option("--compute", options.compute, "f32 or bf16")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--bits", options.bits, "of GPTQ codes")->check(CLI::IsMember({2, 3, 4, 8}));
   app.add_option("--group-size", options.group_size, "of GPTQ, -1 for one group");
-  app.add_option("--footprint", options.footprint_mib, "MiB of weights that calls rotate over")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--footprint", options.footprint_mib, "MiB of weights that calls rotate over")
+      ->check(CLI::Range(1, 1 << 20));
   app.add_option("--threads", options.threads, "threads of the pool");
   app.add_option("--seconds", options.seconds, "time for each figure");
   app.add_flag("--onednn", options.onednn, "time oneDNN's matmul too");
@@ -230,8 +238,9 @@ int run(int argc, char** argv) {
     bandwidth = measure_read_bandwidth(options.footprint_mib << 20, 1.0).bytes_per_second;
     fmt::print("read bandwidth, {} threads, {} MiB: {:.1f} GB/s\n", threads, options.footprint_mib, bandwidth / 1e9);
   }
-  fmt::print("{}, {} threads, {}, compute {}; GB/s and % of the read bandwidth count what a call must move at the least\n",
-             cpu_model(), most, name_of(active_isa()), options.compute);
+  fmt::print(
+      "{}, {} threads, {}, compute {}; GB/s and % of the read bandwidth count what a call must move at the least\n",
+      cpu_model(), most, name_of(active_isa()), options.compute);
   for (const Shape2& shape : shapes()) {
     if (options.sites.empty() ? shape.name.starts_with("7b") : !wanted(options.sites, shape.name)) continue;
     for (const LinearKernel* kernel : kernels_for(DeviceKind::cpu)) {

@@ -22,12 +22,13 @@ constexpr std::int64_t kRedundantRows = 8;
 constexpr std::int64_t kRowBlock = 96;
 // Fewer where their inputs would take more than this: they and a panel are to stay in a second-level cache of 1 MB.
 constexpr std::int64_t kRowBlockBytes = 640 * 1024;
-// From here on products of bf16 pairs beat float inputs, whose products wait for memory with fewer rows (one core, K = 576,
-// weights from memory, AMX against floats: 8 rows 1.9 and 1.9 us a panel, 12 rows 1.9 and 2.4, 16 rows 2.0 and 3.7).
+// From here on products of bf16 pairs beat float inputs, whose products wait for memory with fewer rows (one core, K =
+// 576, weights from memory, AMX against floats: 8 rows 1.9 and 1.9 us a panel, 12 rows 1.9 and 2.4, 16 rows 2.0
+// and 3.7).
 constexpr std::int64_t kPairRows = 9;
 
-// Elements of one row of prepared inputs, f32 or bf16: a line of 64 bytes or two more than K, since rows a multiple of 4 KiB
-// apart would fall into the same sets of a cache.
+// Elements of one row of prepared inputs, f32 or bf16: a line of 64 bytes or two more than K, since rows a multiple of
+// 4 KiB apart would fall into the same sets of a cache.
 std::int64_t prepared_stride(std::int64_t inputs) { return round_up(inputs, kPad) + kPad; }
 
 std::size_t prepared_bytes(std::int64_t inputs, std::int64_t rows) {
@@ -39,8 +40,15 @@ std::size_t prepared_bytes(std::int64_t inputs, std::int64_t rows) {
 class Call {
  public:
   Call(const PanelLayout& layout, PanelSource source, bool scratch, const LinearArgs& args)
-      : layout_(layout), source_(std::move(source)), scratch_(scratch), functions_(panels::functions()), rows_(args.rows),
-        x_(args.x), norm_weight_(args.norm_weight), y_(args.y.begin(), args.y.end()), residual_(args.residual),
+      : layout_(layout),
+        source_(std::move(source)),
+        scratch_(scratch),
+        functions_(panels::functions()),
+        rows_(args.rows),
+        x_(args.x),
+        norm_weight_(args.norm_weight),
+        y_(args.y.begin(), args.y.end()),
+        residual_(args.residual),
         workspace_(args.workspace) {
     bf16_inputs_ = layout.bf16 && functions_.bf16 != nullptr && rows_ >= kPairRows;
     prepares_ = bf16_inputs_ || layout.prologue.kind != PrologueKind::none;
@@ -60,8 +68,9 @@ class Call {
       prepared += thread * round_up(rows_, std::int64_t{16}) * prepared_stride(layout_.inputs) * 4;
       for (std::int64_t m = 0; m < rows_; ++m) prepare_row(m, prepared);
     }
-    std::byte* scratch = workspace_ + prepared_bytes(layout_.inputs, rows_) +
-                         static_cast<std::size_t>(thread) * layout_.step * static_cast<std::size_t>(layout_.panel_bytes);
+    std::byte* scratch =
+        workspace_ + prepared_bytes(layout_.inputs, rows_) +
+        static_cast<std::size_t>(thread) * layout_.step * static_cast<std::size_t>(layout_.panel_bytes);
 
     const auto steps = static_cast<std::int64_t>(layout_.panels.size() / layout_.step);
     const std::int64_t block = block_rows(steps, threads);
@@ -75,7 +84,8 @@ class Call {
       const std::size_t panel = static_cast<std::size_t>(step) * layout_.step;
       if (step != loaded) {
         for (std::size_t i = 0; i < layout_.step; ++i) {
-          weights[i] = source_(panel + i, scratch_ ? scratch + i * static_cast<std::size_t>(layout_.panel_bytes) : nullptr);
+          weights[i] =
+              source_(panel + i, scratch_ ? scratch + i * static_cast<std::size_t>(layout_.panel_bytes) : nullptr);
         }
         loaded = step;
       }
@@ -87,7 +97,8 @@ class Call {
   }
 
  private:
-  // Fewer rows than kRowBlock also where there would be less than four pieces of work a thread: then the last ones wait.
+  // Fewer rows than kRowBlock also where there would be less than four pieces of work a thread: then the last ones
+  // wait.
   std::int64_t block_rows(std::int64_t steps, int threads) const {
     const std::int64_t row_bytes = layout_.inputs * (bf16_inputs_ ? 2 : 4);
     std::int64_t block = kRowBlock;
@@ -107,13 +118,15 @@ class Call {
     }
     const std::int64_t at = m * prepared_stride(k);
     if (bf16_inputs_) {
-      functions_.scale_bf16(x, norm_weight_, factor, k, round_up(k, kPad), reinterpret_cast<std::uint16_t*>(prepared) + at);
+      functions_.scale_bf16(x, norm_weight_, factor, k, round_up(k, kPad),
+                            reinterpret_cast<std::uint16_t*>(prepared) + at);
     } else {
       functions_.scale(x, norm_weight_, factor, k, reinterpret_cast<float*>(prepared) + at);
     }
   }
 
-  void product(const std::byte* weights, const std::byte* prepared, std::int64_t m, std::int64_t count, float* out) const {
+  void product(const std::byte* weights, const std::byte* prepared, std::int64_t m, std::int64_t count,
+               float* out) const {
     const std::int64_t k = layout_.inputs;
     if (bf16_inputs_) {
       const std::int64_t stride = prepared_stride(k);
@@ -138,7 +151,8 @@ class Call {
       functions_.finish(first, bias, nullptr, 0, rows, kWidth, first, kWidth);
       functions_.finish(second, bias + kWidth, nullptr, 0, rows, kWidth, second, kWidth);
       activate(first, second, rows * kWidth);
-      for (std::int64_t r = 0; r < rows; ++r) std::copy_n(first + r * kWidth, to.count, y_[0].f32_row(m + r) + to.first);
+      for (std::int64_t r = 0; r < rows; ++r)
+        std::copy_n(first + r * kWidth, to.count, y_[0].f32_row(m + r) + to.first);
       return;
     }
     const bool adds = layout_.epilogue.kind == EpilogueKind::residual;
@@ -150,8 +164,12 @@ class Call {
   // gate = act(gate) * up
   void activate(float* gate, const float* up, std::int64_t count) const {
     switch (layout_.epilogue.activation) {
-      case ActivationKind::silu: functions_.gated_sigmoid(gate, up, count, false, gate); break;
-      case ActivationKind::gelu_tanh: functions_.gated_sigmoid(gate, up, count, true, gate); break;
+      case ActivationKind::silu:
+        functions_.gated_sigmoid(gate, up, count, false, gate);
+        break;
+      case ActivationKind::gelu_tanh:
+        functions_.gated_sigmoid(gate, up, count, true, gate);
+        break;
       case ActivationKind::relu:
         for (std::int64_t n = 0; n < count; ++n) gate[n] = std::max(gate[n], 0.0f) * up[n];
         break;
@@ -203,7 +221,9 @@ void PanelLayout::set_bias(std::span<const LinearTensors> tensors) {
   for (const LinearTensors& part : tensors) biases.push_back(bias_of(part));
   for (std::size_t i = 0; i < panels.size(); ++i) {
     const std::vector<float>& from = biases[panels[i].part];
-    if (!from.empty()) std::copy_n(from.begin() + panels[i].first, panels[i].count, bias.begin() + static_cast<std::ptrdiff_t>(i) * kWidth);
+    if (!from.empty())
+      std::copy_n(from.begin() + panels[i].first, panels[i].count,
+                  bias.begin() + static_cast<std::ptrdiff_t>(i) * kWidth);
   }
 }
 
@@ -225,12 +245,14 @@ std::size_t panels_workspace(const LinearSite& site, std::int64_t rows, bool scr
   std::size_t bytes = prepared_bytes(site.in_features(), rows);
   if (scratch) {
     const PanelLayout layout(site);
-    bytes += static_cast<std::size_t>(ThreadPool::instance().threads()) * layout.step * static_cast<std::size_t>(layout.panel_bytes);
+    bytes += static_cast<std::size_t>(ThreadPool::instance().threads()) * layout.step *
+             static_cast<std::size_t>(layout.panel_bytes);
   }
   return bytes;
 }
 
-void run_panels(const PanelLayout& layout, PanelSource source, bool scratch, const LinearArgs& args, CpuStream& stream) {
+void run_panels(const PanelLayout& layout, PanelSource source, bool scratch, const LinearArgs& args,
+                CpuStream& stream) {
   const auto call = std::make_shared<const Call>(layout, std::move(source), scratch, args);
   if (call->prepares_first()) stream.parallel([call](int thread, int threads) { call->prepare(thread, threads); });
   stream.parallel([call](int thread, int threads) { call->multiply(thread, threads); });

@@ -1,7 +1,7 @@
 // `dense`: full-precision weights, kept as f32 or, to compute in bf16, as bf16: the baseline that quantised kernels are
 // held against. One layout serves all numbers of rows. No library multiplies: oneDNN 2.6 was measured beside it
-// (benchmarks/micro, --onednn) and is slower up to 64 rows and with all instruction sets below AMX; at 512 rows on AMX its
-// products alone are a tenth faster, which the norms, conversions and gates that it leaves to others take up again.
+// (benchmarks/micro, --onednn) and is slower up to 64 rows and with all instruction sets below AMX; at 512 rows on AMX
+// its products alone are a tenth faster, which the norms, conversions and gates that it leaves to others take up again.
 #include "core/checked.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/common_panels.h"
@@ -33,7 +33,8 @@ class DenseKernel final : public LinearKernel {
   Fit fit(const LinearSite& site, const DeviceInfo&, std::int64_t) const override {
     for (const LinearDesc& part : site.parts) {
       if (part.gptq) {
-        return Fit::no(fmt::format("{} is quantised and dense keeps full-precision weights: use packed, dequant or reference", part.name));
+        return Fit::no(fmt::format(
+            "{} is quantised and dense keeps full-precision weights: use packed, dequant or reference", part.name));
       }
     }
     return Fit::yes(true, true);
@@ -44,7 +45,8 @@ class DenseKernel final : public LinearKernel {
     return layout.panels.size() * static_cast<std::size_t>(layout.panel_bytes) + layout.bias.size() * 4;
   }
 
-  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device, Stream&) const override {
+  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device,
+                                     Stream&) const override {
     auto packed = std::make_unique<DensePacked>(site);
     PanelLayout& layout = packed->layout;
     layout.set_bias(tensors);
@@ -58,21 +60,27 @@ class DenseKernel final : public LinearKernel {
       std::vector<float> rows(static_cast<std::size_t>(panels::kWidth * layout.inputs));
       for (std::int64_t i = begin; i < end; ++i) {
         const PanelLayout::Panel& panel = layout.panels[static_cast<std::size_t>(i)];
-        rows_to_float(tensors[panel.part].weight, panel.first, panel.count, std::span(rows).first(static_cast<std::size_t>(panel.count * layout.inputs)));
-        write_panel(layout, rows.data(), panel.count, packed->weights->data() + static_cast<std::size_t>(i) * panel_bytes);
+        rows_to_float(tensors[panel.part].weight, panel.first, panel.count,
+                      std::span(rows).first(static_cast<std::size_t>(panel.count * layout.inputs)));
+        write_panel(layout, rows.data(), panel.count,
+                    packed->weights->data() + static_cast<std::size_t>(i) * panel_bytes);
       }
     });
     return packed;
   }
 
-  std::size_t workspace(const LinearSite& site, std::int64_t rows) const override { return panels_workspace(site, rows, false); }
+  std::size_t workspace(const LinearSite& site, std::int64_t rows) const override {
+    return panels_workspace(site, rows, false);
+  }
   Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
 
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     const auto& dense = static_cast<const DensePacked&>(packed);
     const std::byte* weights = dense.weights->data();
     const auto panel_bytes = static_cast<std::size_t>(dense.layout.panel_bytes);
-    run_panels(dense.layout, [=](std::size_t panel, std::byte*) { return weights + panel * panel_bytes; }, false, args, cpu_stream(stream));
+    run_panels(
+        dense.layout, [=](std::size_t panel, std::byte*) { return weights + panel * panel_bytes; }, false, args,
+        cpu_stream(stream));
   }
 };
 
