@@ -44,7 +44,7 @@ inline constexpr int kMaxInt8 = 127;
 /// Below this a block's largest magnitude counts as zero, so that its reciprocal stays finite.
 inline constexpr float kTiny = 0x1p-100f;
 
-/// Rows of bytes in each staged tile of a call of `rows` rows.
+/// Rows of bytes in each staged tile of a call of `rows` rows. Static, so that each unit has its own.
 static inline std::int64_t staged_tile_rows(std::int64_t rows, int planes) {
   return rows * planes < kTileRows ? rows * planes : kTileRows;
 }
@@ -136,18 +136,20 @@ struct Call {
 
 /// Stages rows [begin, end).
 using StageFunction = void(const StageCall& call, std::int64_t begin, std::int64_t end);
-/// Computes the pairs and rows of a rectangle of the output.
+/// A part of the output.
 struct Rectangle {
   std::int64_t pair_begin = 0;
   std::int64_t pair_end = 0;
   std::int64_t row_begin = 0;  // a multiple of kRowGrain
   std::int64_t row_end = 0;
 };
+/// Computes a part of the output from staged activations.
 using MultiplyFunction = void(const Call& call, const Rectangle& rectangle);
 
 /// Rows are divided among threads in multiples of this: two AMX tiles of bf16.
 inline constexpr int kRowGrain = 32;
 
+// One of each for each instruction set that brings something; the scalar ones are the reference.
 void stage_scalar(const StageCall& call, std::int64_t begin, std::int64_t end);
 void stage_avx2(const StageCall& call, std::int64_t begin, std::int64_t end);
 void stage_avx512(const StageCall& call, std::int64_t begin, std::int64_t end);
