@@ -16,8 +16,8 @@ MODEL := $(CACHE)/SmolLM2-135M-Instruct
 QUANTISED := $(MODEL)-GPTQ-4bit-64g
 TEXT := $(CACHE)/text
 
-.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan install clean model text \
-        quantise
+.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan install clean \
+        model text quantise
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

@@ -7,12 +7,15 @@
 set(NIBBLE_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 set(NIBBLE_ISA_FLAGS_avxvnni ${NIBBLE_ISA_FLAGS_avx2} -mavxvnni)
 # g++ 12 takes the undefined pass-through operands inside its own AVX-512 headers for a mistake of the caller.
-set(NIBBLE_ISA_FLAGS_avx512 ${NIBBLE_ISA_FLAGS_avx2} -Wno-uninitialized -Wno-maybe-uninitialized -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd)
+set(NIBBLE_ISA_FLAGS_avx512
+  ${NIBBLE_ISA_FLAGS_avx2} -Wno-uninitialized -Wno-maybe-uninitialized
+  -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd)
 set(NIBBLE_ISA_FLAGS_avx512vnni ${NIBBLE_ISA_FLAGS_avx512} -mavx512vnni)
 set(NIBBLE_ISA_FLAGS_avx512bf16 ${NIBBLE_ISA_FLAGS_avx512vnni} -mavx512bf16)
 set(NIBBLE_ISA_FLAGS_amx ${NIBBLE_ISA_FLAGS_avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
 
-set(NIBBLE_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Woverloaded-virtual)
+set(NIBBLE_WARNINGS
+  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Woverloaded-virtual)
 
 add_library(nibble_flags INTERFACE)
 target_compile_options(nibble_flags INTERFACE ${NIBBLE_WARNINGS})
@@ -20,7 +23,8 @@ if(NIBBLE_WERROR)
   target_compile_options(nibble_flags INTERFACE -Werror)
 endif()
 if(NIBBLE_SANITIZE)
-  target_compile_options(nibble_flags INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  target_compile_options(nibble_flags INTERFACE
+    -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(nibble_flags INTERFACE -fsanitize=address,undefined)
 endif()
 if(NIBBLE_FUZZ)

@@ -1,7 +1,8 @@
 # The programs: `nibble`, and `benchmark_gptq`, the same program under the name and with the output of optimum's script.
 if(EXISTS ${CMAKE_SOURCE_DIR}/src/cli/main.cpp)
   add_executable(nibble src/cli/main.cpp)
-  target_link_libraries(nibble PRIVATE nibble_flags nibble_cli nibble_bench nibble_report nibble_models nibble_kernels nibble_ops)
+  target_link_libraries(nibble PRIVATE
+    nibble_flags nibble_cli nibble_bench nibble_report nibble_models nibble_kernels nibble_ops)
   set_target_properties(nibble PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
   add_custom_command(TARGET nibble POST_BUILD
     COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_gptq)
@@ -9,5 +10,6 @@ endif()
 
 # Times each kernel by itself; `ninja bench_kernels_micro` builds it.
 add_executable(bench_kernels_micro EXCLUDE_FROM_ALL benchmarks/micro/kernels.cpp)
-target_link_libraries(bench_kernels_micro PRIVATE nibble_flags nibble_bench nibble_models nibble_kernels nibble_ops CLI11::CLI11 DNNL::dnnl)
+target_link_libraries(bench_kernels_micro PRIVATE
+  nibble_flags nibble_bench nibble_models nibble_kernels nibble_ops CLI11::CLI11 DNNL::dnnl)
 set_target_properties(bench_kernels_micro PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)

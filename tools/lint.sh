@@ -52,7 +52,8 @@ tidy() {
   [ -n "$units" ] || { echo "tidy: nothing to check"; return 0; }
   echo "tidy: $(wc -l <<<"$units") units"
   # clang does not know this spelling of gcc's warnings; its own warnings are not the point here.
-  xargs -P "${JOBS:-$(nproc)}" -n 1 clang-tidy-19 -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option <<<"$units" \
+  xargs -P "${JOBS:-$(nproc)}" -n 1 \
+    clang-tidy-19 -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option <<<"$units" \
     2> >(grep -v 'warnings generated\|Suppressed\|Use -header-filter' >&2)
 }
 

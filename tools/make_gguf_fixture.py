@@ -8,7 +8,8 @@ import numpy as np
 
 ROWS, COLUMNS = 2, 256
 # Where the 16-bit scales of a block stand; random bits there would give infinities and NaN.
-SCALES = {"F16": None, "BF16": None, "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q6_K": [208]}
+SCALES = {"F16": None, "BF16": None, "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
+          "Q4_K": [0, 2], "Q6_K": [208]}
 
 random = np.random.default_rng(1)
 path = pathlib.Path(__file__).parent.parent / "tests/data/gguf/blocks.gguf"
@@ -28,7 +29,8 @@ for name, places in SCALES.items():
             blocks[:, place:place + 2] = scale.view(np.uint8).reshape(-1, 2)
         data = blocks.reshape(ROWS, -1)
     writer.add_tensor(name.lower(), data, raw_dtype=kind)
-    expected = gguf.dequantize(data, kind) if places is not None else gguf.dequantize(data.view(np.float16 if name == "F16" else np.uint8), kind)
+    stored = data if places is not None else data.view(np.float16 if name == "F16" else np.uint8)
+    expected = gguf.dequantize(stored, kind)
     writer.add_tensor(name.lower() + ".expected", expected.reshape(ROWS, COLUMNS).astype(np.float32))
 writer.write_header_to_file()
 writer.write_kv_data_to_file()
