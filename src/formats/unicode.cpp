@@ -30,6 +30,11 @@ bool is_ascii(std::string_view text) {
 
 utf8proc_category_t category(char32_t code) { return utf8proc_category(static_cast<utf8proc_int32_t>(code)); }
 
+/// Options of utf8proc combined: its C interface takes the sum of several as one.
+utf8proc_option_t options_of(int bits) {
+  return static_cast<utf8proc_option_t>(bits);  // NOLINT(clang-analyzer-optin.core.EnumCastOutOfRange)
+}
+
 bool is_surrogate(char32_t code) { return code >= 0xD800 && code <= 0xDFFF; }
 
 /// Puts each run of combining marks into canonical order. utf8proc orders by exchanging neighbours, which takes
@@ -176,8 +181,7 @@ bool is_unicode_mark(char32_t code) {
 std::string normalize_unicode(std::string_view text, NormalForm form) {
   if (is_ascii(text)) return std::string(text);
   const bool compatible = form == NormalForm::nfkc || form == NormalForm::nfkd;
-  const auto options =
-      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compatible ? UTF8PROC_COMPAT : 0));
+  const auto options = options_of(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compatible ? UTF8PROC_COMPAT : 0));
   // The longest decomposition of one character is 18 (U+FDFA, compatibility); 32 leaves room for later versions.
   std::array<utf8proc_int32_t, 32> parts{};
   std::vector<utf8proc_int32_t> codes;
@@ -197,7 +201,7 @@ std::string normalize_unicode(std::string_view text, NormalForm form) {
   order_marks(codes);
   if (form == NormalForm::nfc || form == NormalForm::nfkc) {
     const auto length = utf8proc_normalize_utf32(codes.data(), static_cast<utf8proc_ssize_t>(codes.size()),
-                                                 static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+                                                 options_of(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
     if (length < 0) fail("cannot normalise a text: {}", utf8proc_errmsg(length));
     codes.resize(static_cast<std::size_t>(length));
   }
