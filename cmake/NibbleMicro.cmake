@@ -1,5 +1,5 @@
-# Each benchmarks/micro/*.cpp becomes a program of its name: one layer of the engine timed by itself. They are for working
-# on that layer, not for reporting, and are neither tests nor built unless asked for.
+# Each benchmarks/micro/*.cpp becomes a program of its name: one layer of the engine timed by itself. They are for
+# working on that layer, not for reporting, and are neither tests nor built unless asked for.
 option(NIBBLE_MICRO "build the micro benchmarks" OFF)
 if(NIBBLE_MICRO)
   file(GLOB micro_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/benchmarks/micro/*.cpp)
