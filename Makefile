@@ -45,7 +45,9 @@ programs: build/build.ninja | deps  ## compile the programs only: build/bin/nibb
 
 test: build  ## build and run every test
 	@echo "test: running all tests"
-	@ctest --preset release --parallel $(JOBS)
+	@if $(MAKE) model; then export NIBBLE_SMOLLM2="$(abspath $(MODEL))"; \
+	  else echo "test: the default model cannot be had, its tests are skipped"; fi; \
+	ctest --preset release --parallel $(JOBS)
 
 $(GGUF): tools/requirements.txt | deps
 	@tools/get-model.sh $@
