@@ -41,7 +41,7 @@ inline float approximate_power(float x, float power) {
   const float m = std::bit_cast<float>((bits & 0x007fffff) | 0x3f800000) - 1.0F;
   // log2(1 + m) on [0, 1], exact at both ends; the largest error is 1.2e-4.
   const float log2 = exponent + m * (1.438726F + m * (-0.677784F + m * (0.321189F + m * -0.082131F)));
-  const float y = std::max(power * log2, -126.0F);
+  const float y = power * log2;
   const float whole = static_cast<float>(static_cast<std::int32_t>(y + 127.0F)) - 127.0F;  // floor, as y + 127 >= 0
   const float f = y - whole;
   // 2^f on [0, 1], exact at both ends; the largest error is 1.5e-4.
@@ -112,19 +112,26 @@ void find_group_scales(const float* weights, std::int64_t rows, std::int64_t str
 
   const auto levels = static_cast<float>((1 << options.bits) - 1);
   const auto power = static_cast<float>(options.mse);
+  // Differences are counted in steps of the full range's scale, which is the same for all candidates; a small floor keeps
+  // powers of exact ones above 2^-120.
+  const float floor = std::exp2(-120.0F / power);
+  float step_inverse[kOutputs];
+  for (std::int64_t n = 0; n < outputs; ++n) step_inverse[n] = 1.0F / scale[n];
   float least[kOutputs];
   std::fill_n(least, kOutputs, INFINITY);
   for (int step = 0; step < kGridSteps; ++step) {
     float s[kOutputs];
     float z[kOutputs];
     float error[kOutputs] = {};
+    float difference[kOutputs];
     scales_of_range(range, 1.0F - kGridStep * static_cast<float>(step), outputs, options, s, z);
     for (std::int64_t r = 0; r < rows; ++r) {
       const float* w = weights + r * stride;
       for (std::int64_t n = 0; n < outputs; ++n) {
         const float steps = round_even(clamp_to(w[n] / s[n], -z[n], levels - z[n]));
-        error[n] += approximate_power(std::fabs(s[n] * steps - w[n]), power);
+        difference[n] = std::fabs(s[n] * steps - w[n]) * step_inverse[n] + floor;
       }
+      for (std::int64_t n = 0; n < outputs; ++n) error[n] += approximate_power(difference[n], power);
     }
     for (std::int64_t n = 0; n < outputs; ++n) {
       if (error[n] < least[n]) {
