@@ -15,8 +15,8 @@ constexpr int kChains = R == 1   ? 4
                                  : 1;
 
 // Two cache lines, 2 KiB ahead: panels follow each other in memory, and the processor's own prefetch alone leaves a
-// fifth of the bandwidth unused (one core, 1 GiB of weights, medians: 13.6 GB/s without, 16.5 with, which is what a loop
-// that only reads gets; 1 to 8 KiB are within 6%).
+// fifth of the bandwidth unused (one core, 1 GiB of weights, medians: 13.6 GB/s without, 16.5 with, which is what a
+// loop that only reads gets; 1 to 8 KiB are within 6%).
 void prefetch(const void* at) {
   constexpr int kAhead = 2048;
   _mm_prefetch(static_cast<const char*>(at) + kAhead, _MM_HINT_T0);
