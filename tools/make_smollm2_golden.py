@@ -7,8 +7,8 @@ is float32 with eager attention. The file holds
   prompts      five of them: messages or plain text, the text after the chat template, token ids, the 64 greedy tokens
                (no stop at the end of text), and at each step the largest logit minus the second
   perplexity   of PERPLEXITY_TEXT: `windows_N` is exp of the mean, over disjoint windows of N tokens, of their
-               mean losses; `autogptq_512` scores the second half of each window of 512, whose first token is replaced by BOS,
-               as the final value and as the mean of the running values
+               mean losses; `autogptq_512` scores the second half of each window of 512, whose first token is
+               replaced by BOS, as the final value and as the mean of the running values
 Candidates with a margin below MIN_MARGIN are passed over, so that another order of summation gives the same text.
 """
 
