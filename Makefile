@@ -61,8 +61,9 @@ $(TEXT)/calibration.txt: tools/make_text.py tools/get-text.sh | deps
 	@tools/get-text.sh $(TEXT)
 
 $(QUANTISED)/config.json: $(MODEL)/config.json $(TEXT)/calibration.txt | programs
-	@echo "quantise: GPTQ, 4 bits, groups of 64"
-	@$(NIBBLE) quantize --model $(MODEL) --bits 4 --group-size 64 --dataset $(TEXT)/calibration.txt $(QUANTISED)
+	@echo "quantise: GPTQ, 4 bits, groups of 64, zero points, act-order"
+	@$(NIBBLE) quantize --model $(MODEL) --bits 4 --group-size 64 --asym --act-order \
+	  --dataset $(TEXT)/calibration.txt $(QUANTISED)
 
 model: $(MODEL)/config.json  ## get the default model and import it as a Hugging Face folder
 

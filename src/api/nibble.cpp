@@ -98,6 +98,7 @@ std::string LanguageModel::complete(std::string_view prompt, const TextOptions& 
 
 std::string LanguageModel::chat(const std::vector<Message>& messages, const TextOptions& options) {
   std::vector<ChatMessage> turns;
+  turns.reserve(messages.size());
   for (const Message& message : messages) turns.push_back({message.role, message.content});
   return impl_->run(chat_prompt(impl_->checkpoint->folder(), impl_->tokenizer(), turns), options);
 }
