@@ -10,7 +10,7 @@
 namespace nibble {
 namespace {
 
-const CommandRegistration registration({"bench case", "one case of a benchmark", [](CLI::App& app) {
+const CommandRegistration kRegistration({"bench case", "one case of a benchmark", [](CLI::App& app) {
                                           app.group("");  // not in --help
                                           auto json = std::make_shared<std::string>();
                                           app.add_option("case", *json, "the case as JSON")->required();

@@ -202,7 +202,7 @@ class Bench {
   bool failed_ = false;
 };
 
-const CommandRegistration registration({"bench gptq",
+const CommandRegistration kRegistration({"bench gptq",
                                         "speed, memory, load time and accuracy of a model, by kernel and batch size",
                                         [](CLI::App& app) {
                                           auto options = std::make_shared<BenchGptqOptions>();

@@ -84,7 +84,7 @@ int run(const std::string& format) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"bench machine", "how fast this machine reads memory and multiplies", [](CLI::App& app) {
        auto format = std::make_shared<std::string>("markdown");
        app.add_option("--format", *format, "markdown, csv, json, jsonl")->capture_default_str();

@@ -177,7 +177,7 @@ int run(const Options& o) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"generate", "generate text from a model", [](CLI::App& app) -> std::function<int()> {
        auto o = std::make_shared<Options>();
        o->model.add_to(app);

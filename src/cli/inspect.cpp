@@ -153,7 +153,7 @@ int run(const Arguments& arguments) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"inspect", "what is in a model folder, and what each kernel says of it", [](CLI::App& app) {
        auto arguments = std::make_shared<Arguments>();
        app.add_option("folder", arguments->folder,

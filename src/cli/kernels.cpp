@@ -74,7 +74,7 @@ int run(const std::string& format) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"kernels", "what kernels there are, and which this machine runs", [](CLI::App& app) {
        auto format = std::make_shared<std::string>("markdown");
        app.add_option("--format", *format, "markdown, csv, json, jsonl")->capture_default_str();

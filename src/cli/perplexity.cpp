@@ -59,7 +59,7 @@ int run(const Arguments& arguments) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"perplexity", "how well a model predicts a text", [](CLI::App& app) {
        auto arguments = std::make_shared<Arguments>();
        arguments->model.add_to(app);

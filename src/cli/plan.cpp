@@ -115,7 +115,7 @@ int run(const Arguments& arguments) {
   return fits ? 0 : 1;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"plan", "what a run needs of the memory, without running", [](CLI::App& app) {
        auto arguments = std::make_shared<Arguments>();
        arguments->model.add_to(app);

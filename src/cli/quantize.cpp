@@ -62,7 +62,7 @@ int run(Arguments arguments) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"quantize", "quantise a checkpoint with GPTQ", [](CLI::App& app) {
        auto a = std::make_shared<Arguments>();
        GptqOptions& gptq = a->options.gptq;

@@ -46,7 +46,7 @@ int run(Arguments arguments) {
   return 0;
 }
 
-const CommandRegistration registration(
+const CommandRegistration kRegistration(
     {"synth", "make a model folder with random weights", [](CLI::App& app) {
        auto a = std::make_shared<Arguments>();
        app.add_option("out", a->out, "the folder to make")->required();

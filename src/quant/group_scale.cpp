@@ -112,8 +112,8 @@ void find_group_scales(const float* weights, std::int64_t rows, std::int64_t str
 
   const auto levels = static_cast<float>((1 << options.bits) - 1);
   const auto power = static_cast<float>(options.mse);
-  // Differences are counted in steps of the full range's scale, which is the same for all candidates; a small floor keeps
-  // powers of exact ones above 2^-120.
+  // Differences are counted in steps of the full range's scale, which is the same for all candidates; a small floor
+  // keeps powers of exact ones above 2^-120.
   const float floor = std::exp2(-120.0F / power);
   float step_inverse[kOutputs];
   for (std::int64_t n = 0; n < outputs; ++n) step_inverse[n] = 1.0F / scale[n];
