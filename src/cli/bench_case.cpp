@@ -11,14 +11,14 @@ namespace nibble {
 namespace {
 
 const CommandRegistration kRegistration({"bench case", "one case of a benchmark", [](CLI::App& app) {
-                                          app.group("");  // not in --help
-                                          auto json = std::make_shared<std::string>();
-                                          app.add_option("case", *json, "the case as JSON")->required();
-                                          return [json] {
-                                            Progress::disable();
-                                            return answer_case(*json);
-                                          };
-                                        }});
+                                           app.group("");  // not in --help
+                                           auto json = std::make_shared<std::string>();
+                                           app.add_option("case", *json, "the case as JSON")->required();
+                                           return [json] {
+                                             Progress::disable();
+                                             return answer_case(*json);
+                                           };
+                                         }});
 
 }  // namespace
 }  // namespace nibble

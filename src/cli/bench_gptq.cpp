@@ -203,12 +203,12 @@ class Bench {
 };
 
 const CommandRegistration kRegistration({"bench gptq",
-                                        "speed, memory, load time and accuracy of a model, by kernel and batch size",
-                                        [](CLI::App& app) {
-                                          auto options = std::make_shared<BenchGptqOptions>();
-                                          options->add_to(app);
-                                          return [options] { return Bench(*options, options->to_sweep()).run(); };
-                                        }});
+                                         "speed, memory, load time and accuracy of a model, by kernel and batch size",
+                                         [](CLI::App& app) {
+                                           auto options = std::make_shared<BenchGptqOptions>();
+                                           options->add_to(app);
+                                           return [options] { return Bench(*options, options->to_sweep()).run(); };
+                                         }});
 
 }  // namespace
 }  // namespace nibble

@@ -25,17 +25,17 @@ void prefetch(const void* at) {
 
 template <int R>
 void f32_tile(const float* panel, std::int64_t k, const float* x, std::int64_t stride, float* out) {
-  constexpr int U = kChains<R>;
-  __m512 sum[U][R][2];
+  constexpr int kUnroll = kChains<R>;
+  __m512 sum[kUnroll][R][2];
 #pragma GCC unroll 16
-  for (int u = 0; u < U; ++u) {
+  for (int u = 0; u < kUnroll; ++u) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sum[u][r][0] = sum[u][r][1] = _mm512_setzero_ps();
   }
   std::int64_t i = 0;
-  for (; i + U <= k; i += U) {
+  for (; i + kUnroll <= k; i += kUnroll) {
 #pragma GCC unroll 16
-    for (int u = 0; u < U; ++u) {
+    for (int u = 0; u < kUnroll; ++u) {
       prefetch(panel + (i + u) * kWidth);
       const __m512 w0 = _mm512_loadu_ps(panel + (i + u) * kWidth);
       const __m512 w1 = _mm512_loadu_ps(panel + (i + u) * kWidth + 16);
@@ -63,7 +63,7 @@ void f32_tile(const float* panel, std::int64_t k, const float* x, std::int64_t s
     for (int h = 0; h < 2; ++h) {
       __m512 total = sum[0][r][h];
 #pragma GCC unroll 16
-      for (int u = 1; u < U; ++u) total = _mm512_add_ps(total, sum[u][r][h]);
+      for (int u = 1; u < kUnroll; ++u) total = _mm512_add_ps(total, sum[u][r][h]);
       _mm512_storeu_ps(out + r * kWidth + h * 16, total);
     }
   }
@@ -74,10 +74,10 @@ template <int R>
 void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, float* out) {
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   // Up to 3 rows sum even and odd k apart, for more chains.
-  constexpr int U = R <= 3 ? 2 : 1;
-  __m512 sum[U][R][2];
+  constexpr int kUnroll = R <= 3 ? 2 : 1;
+  __m512 sum[kUnroll][R][2];
 #pragma GCC unroll 16
-  for (int u = 0; u < U; ++u) {
+  for (int u = 0; u < kUnroll; ++u) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sum[u][r][0] = sum[u][r][1] = _mm512_setzero_ps();
   }
@@ -96,8 +96,8 @@ void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std:
       sum[0][r][0] = _mm512_fmadd_ps(a, e0, sum[0][r][0]);
       sum[0][r][1] = _mm512_fmadd_ps(a, e1, sum[0][r][1]);
       const __m512 b = _mm512_set1_ps(x[r * stride + i + 1]);
-      sum[U - 1][r][0] = _mm512_fmadd_ps(b, o0, sum[U - 1][r][0]);
-      sum[U - 1][r][1] = _mm512_fmadd_ps(b, o1, sum[U - 1][r][1]);
+      sum[kUnroll - 1][r][0] = _mm512_fmadd_ps(b, o0, sum[kUnroll - 1][r][0]);
+      sum[kUnroll - 1][r][1] = _mm512_fmadd_ps(b, o1, sum[kUnroll - 1][r][1]);
     }
   }
   if (k % 2 != 0) {
@@ -116,7 +116,7 @@ void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std:
 #pragma GCC unroll 16
     for (int h = 0; h < 2; ++h) {
       _mm512_storeu_ps(out + r * kWidth + h * 16,
-                       U == 2 ? _mm512_add_ps(sum[0][r][h], sum[U - 1][r][h]) : sum[0][r][h]);
+                       kUnroll == 2 ? _mm512_add_ps(sum[0][r][h], sum[kUnroll - 1][r][h]) : sum[0][r][h]);
     }
   }
 }
