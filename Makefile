@@ -43,11 +43,12 @@ programs: build/build.ninja | deps  ## compile the programs only: build/bin/nibb
 	@echo "build: compiling nibble with $(JOBS) jobs"
 	@cmake --build build --parallel $(JOBS) --target nibble
 
+# Several tests run at a time, each with threads on every core: waiting ones should sleep, not spin.
 test: build  ## build and run every test
 	@echo "test: running all tests"
 	@if $(MAKE) model; then export NIBBLE_SMOLLM2="$(abspath $(MODEL))"; \
 	  else echo "test: the default model cannot be had, its tests are skipped"; fi; \
-	ctest --preset release --parallel $(JOBS)
+	OMP_WAIT_POLICY=passive ctest --preset release --parallel $(JOBS)
 
 $(GGUF): tools/requirements.txt | deps
 	@tools/get-model.sh $@
