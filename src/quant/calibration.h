@@ -17,10 +17,10 @@ struct CalibrationOptions {
 };
 
 /// Tokenises the text without special tokens and cuts `samples` windows of `sequence_length` tokens out of it: the text
-/// is divided into as many equal stretches and each gives a window at a place drawn from the seed, so that all parts of
-/// the text are heard and the same seed gives the same windows everywhere. Only the first kCalibrationBytes are read; a
-/// text shorter than one window is one shorter sequence. Throws Error where it cannot be read or has less than
-/// kCalibrationLeast tokens.
+/// is divided into as many equal stretches and each gives a window at a place drawn at random (by `seed`), so that all
+/// parts of the text are heard and the same seed gives the same windows everywhere. Only the first kCalibrationBytes
+/// are read; a text shorter than one window is one shorter sequence. Throws Error where it cannot be read or has less
+/// than kCalibrationLeast tokens.
 std::vector<std::vector<std::int32_t>> calibration_windows(const Tokenizer& tokenizer,
                                                            const CalibrationOptions& options);
 
