@@ -3,6 +3,7 @@
 #include "bench/perplexity.h"
 #include "bench/verify_model.h"
 #include "core/checked.h"
+#include "core/clock.h"
 #include "core/cpu.h"
 #include "core/error.h"
 #include "engine/engine.h"
@@ -157,7 +158,7 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   progress("opening", 0);
   const auto opening = std::chrono::steady_clock::now();
   auto checkpoint = std::make_shared<const Checkpoint>(c.folder);
-  const double open_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - opening).count();
+  const double open_seconds = seconds_since(opening);
   out.cached_share = weights_cached(*checkpoint);
 
   progress("verifying kernels", 0);

@@ -1,6 +1,7 @@
 // nibble bench machine: the limits that rows of other benchmarks are held against.
 #include "bench/bandwidth.h"
 #include "cli/command.h"
+#include "core/clock.h"
 #include "core/cpu.h"
 #include "core/cpu_device.h"
 #include "core/thread_pool.h"
@@ -51,7 +52,7 @@ double dense_rate(DType compute) {
     const auto start = std::chrono::steady_clock::now();
     kernel.enqueue(*packed, args, *stream);
     stream->synchronize();
-    const double taken = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double taken = seconds_since(start);
     if (pass > 0) best = std::max(best, kernel.cost(site, kRows).flops / taken);
   }
   return best;

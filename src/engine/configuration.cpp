@@ -1,6 +1,7 @@
 #include "engine/configuration.h"
 
 #include "core/checked.h"
+#include "core/clock.h"
 #include "core/error.h"
 #include "models/family.h"
 
@@ -58,7 +59,7 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
   lowering.decode_rows = sizes.max_batch;
   const auto start = std::chrono::steady_clock::now();
   out.nodes = lower(program, backend.device(), lowering);
-  out.tune_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  out.tune_seconds = seconds_since(start);
   out.plan = make_plan(program, out.nodes, sizes, backend, embedding.bytes.size());
   return out;
 }

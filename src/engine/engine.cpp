@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "engine/configuration.h"
 #include "engine/lowering.h"
@@ -14,7 +15,6 @@ namespace nibble {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 /// The rows of one pass, as the steps see it.
 struct Pass {

@@ -1,5 +1,6 @@
 #include "engine/weights.h"
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/progress.h"
 #include "formats/quant_config.h"
@@ -12,7 +13,6 @@ namespace nibble {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 #include "kernels/autotune.h"
 
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/log.h"
@@ -118,7 +119,7 @@ class Candidate {
     const auto start = std::chrono::steady_clock::now();
     stream_->launch(*graph_);
     stream_->synchronize();
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double seconds = seconds_since(start);
     best_ = std::min(best_, seconds / static_cast<double>(calls_));
     return seconds;
   }
