@@ -15,6 +15,9 @@ target_link_libraries(nibble_api PRIVATE
   $<BUILD_INTERFACE:nibble_kernels> $<BUILD_INTERFACE:nibble_ops>)
 
 install(TARGETS nibble_api EXPORT nibble-targets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(NIBBLE_WITH_CUDA)
+  install(TARGETS nibble_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 install(DIRECTORY include/nibble DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT nibble-targets NAMESPACE nibble:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
 write_basic_package_version_file(${CMAKE_BINARY_DIR}/nibble-config-version.cmake COMPATIBILITY SameMinorVersion)

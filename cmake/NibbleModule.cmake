@@ -35,6 +35,8 @@ function(nibble_module NAME)
   cmake_parse_arguments(M "OBJECT" "" "DEPENDS" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${NAME}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/main\\.cpp$")
+  # Files of the CUDA back end belong to a library of their own (cmake/NibbleCuda.cmake).
+  list(FILTER sources EXCLUDE REGEX "/src/${NAME}/cuda/")
   if(NOT sources)
     # A module that is only headers so far still is a target.
     file(WRITE ${CMAKE_BINARY_DIR}/empty/${NAME}.cpp "")

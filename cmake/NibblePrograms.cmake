@@ -3,7 +3,11 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/src/cli/main.cpp)
   add_executable(nibble src/cli/main.cpp)
   target_link_libraries(nibble PRIVATE
     nibble_flags nibble_cli nibble_bench nibble_report nibble_models nibble_kernels nibble_ops)
-  set_target_properties(nibble PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+  # The CUDA library, loaded at run time, uses the program's own registry, errors and log.
+  set_target_properties(nibble PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin ENABLE_EXPORTS ON)
+  if(NIBBLE_WITH_CUDA)
+    add_dependencies(nibble nibble_cuda)
+  endif()
   add_custom_command(TARGET nibble POST_BUILD
     COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_gptq)
 endif()

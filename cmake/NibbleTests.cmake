@@ -9,6 +9,7 @@ foreach(module core formats kernels ops models engine quant bench report cli)
   endif()
   add_executable(test_${module} ${sources})
   target_include_directories(test_${module} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  set_target_properties(test_${module} PROPERTIES ENABLE_EXPORTS ON)
   # Registered objects (kernels, families) are named so that the linker keeps them, transitively as for `nibble` itself.
   target_link_libraries(test_${module} PRIVATE nibble_flags nibble_${module} GTest::gtest GTest::gtest_main)
   foreach(registered kernels ops models cli)

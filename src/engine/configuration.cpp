@@ -4,23 +4,37 @@
 #include "core/clock.h"
 #include "core/error.h"
 #include "models/family.h"
+#include "ops/cuda_loader.h"
 
 #include <algorithm>
 #include <chrono>
+#include <initializer_list>
+#include <string_view>
 
 namespace nibble {
 namespace {
 
 // Past this the prompt's activations leave the level-2 cache between two sites; a pass of 512 rows fills the cores.
 constexpr std::int64_t kDefaultChunk = 512;
+// A GPU needs more rows to fill: products of 2048 rows reach 90% of the rate of 8192.
+constexpr std::int64_t kDefaultChunkGpu = 2048;
 // Models that promise more positions than this get this many unless the user asks for more.
 constexpr std::int64_t kDefaultTokens = 4096;
 
 }  // namespace
 
 std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
-  if (options.device != "cpu") fail_usage("there is no device \"{}\"; this build has cpu", options.device);
-  return make_cpu_backend();
+  const std::string_view device = options.device;
+  constexpr std::string_view kCuda = "cuda";
+  if (device == "cpu") return make_cpu_backend();
+  if (device == "auto") return cuda_device_count() > 0 ? make_cuda_backend(0) : make_cpu_backend();
+  if (device.starts_with(kCuda)) {
+    const std::string_view index = device.substr(kCuda.size());
+    if (index.empty()) return make_cuda_backend(0);
+    if (index.size() == 2 && index[0] == ':' && index[1] >= '0' && index[1] <= '9')
+      return make_cuda_backend(index[1] - '0');
+  }
+  fail_usage("there is no device \"{}\": expected auto, cpu, cuda or cuda:N with a GPU's number", options.device);
 }
 
 EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineOptions& options, Backend& backend) {
@@ -29,13 +43,22 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
   const Program& program = out.program;
 
   const TensorView embedding = checkpoint.tensor(std::get<EmbedNode>(program.nodes.front().op).table);
-  out.compute = options.compute.value_or(embedding.dtype == DType::f32 ? DType::f32 : DType::bf16);
+  const bool gpu = backend.device().info().kind == DeviceKind::cuda;
+  // On a GPU a 16-bit checkpoint is computed in its own type; the CPU has no products of f16.
+  const DType half = gpu && embedding.dtype == DType::f16 ? DType::f16 : DType::bf16;
+  out.compute = options.compute.value_or(embedding.dtype == DType::f32 ? DType::f32 : half);
   out.kv_dtype = options.kv_dtype.value_or(out.compute);
-  if (out.compute != DType::f32 && out.compute != DType::bf16) {
-    fail_usage("compute type {} is not supported here; use f32 or bf16", name_of(out.compute));
+  const auto allowed = [](DType type, std::initializer_list<DType> types) {
+    return std::find(types.begin(), types.end(), type) != types.end();
+  };
+  if (!allowed(out.compute, {DType::f32, DType::bf16}) && !(gpu && out.compute == DType::f16)) {
+    fail_usage("compute type {} is not supported on {}; use f32{} or bf16", name_of(out.compute), options.device,
+               gpu ? ", f16" : "");
   }
-  if (out.kv_dtype != DType::f32 && out.kv_dtype != DType::bf16 && out.kv_dtype != DType::f16) {
-    fail_usage("KV cache type {} is not supported here; use f32, bf16 or f16", name_of(out.kv_dtype));
+  if (!allowed(out.kv_dtype, {DType::f32, DType::bf16, DType::f16}) &&
+      !(gpu && allowed(out.kv_dtype, {DType::i8, DType::f8_e4m3}))) {
+    fail_usage("KV cache type {} is not supported on {}; use f32, bf16{}", name_of(out.kv_dtype), options.device,
+               gpu ? ", f16, i8 or f8_e4m3" : " or f16");
   }
   if (options.max_batch < 1) fail_usage("the batch should be at least 1, found {}", options.max_batch);
   RunSizes& sizes = out.sizes;
@@ -45,11 +68,15 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
     fail_usage("{} tokens a sequence are more than the {} positions that the model has", sizes.max_tokens,
                program.max_positions);
   }
-  const std::int64_t chunk = options.prefill_chunk > 0 ? options.prefill_chunk : kDefaultChunk;
+  const std::int64_t chunk =
+      options.prefill_chunk > 0 ? options.prefill_chunk : (gpu ? kDefaultChunkGpu : kDefaultChunk);
   sizes.max_rows =
       std::max(sizes.max_batch, std::min(chunk, checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch")));
   sizes.max_logit_rows = std::max(sizes.max_batch, std::min(options.max_logit_rows, sizes.max_rows));
   sizes.kv_dtype = out.kv_dtype;
+  const BackendTraits traits = backend.traits();
+  sizes.activations = traits.compute_activations ? out.compute : DType::f32;
+  sizes.joins_parts = traits.joins_parts;
 
   LoweringOptions lowering;
   lowering.kernel = options.kernel;
@@ -57,6 +84,7 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
   lowering.fuse = options.fuse;
   lowering.max_rows = sizes.max_rows;
   lowering.decode_rows = sizes.max_batch;
+  lowering.backend = traits;
   const auto start = std::chrono::steady_clock::now();
   out.nodes = lower(program, backend.device(), lowering);
   out.tune_seconds = seconds_since(start);

@@ -158,9 +158,12 @@ KvView Engine::Impl::kv_view(int layer) const {
 
 MatrixRef Engine::Impl::matrix(BufferId id, const Pass& pass) const {
   const BufferDesc& desc = program.buffers[static_cast<std::size_t>(id)];
+  const ArenaSlot& slot = slots[static_cast<std::size_t>(id)];
   MatrixRef ref;
-  ref.data = arena->data() + slots[static_cast<std::size_t>(id)].offset;
-  ref.columns = ref.stride = desc.columns;
+  ref.data = arena->data() + slot.offset;
+  ref.dtype = slot.dtype;
+  ref.columns = desc.columns;
+  ref.stride = slot.stride;
   ref.rows = desc.rows == RowSet::tokens ? pass.map.rows : pass.logits;
   // The logits of all sequences stay until the next call, so a pass writes those of its own sequences only.
   if (id == program.logits) ref.data = static_cast<float*>(ref.data) + pass.first_sequence * desc.columns;
@@ -210,10 +213,20 @@ void Engine::Impl::enqueue(std::size_t index, const Pass& pass) {
   } else if (const auto* store = std::get_if<KvStoreNode>(&lowered.node.op)) {
     ops.kv_store({pass.map, matrix(store->k, pass), matrix(store->v, pass), kv_view(lowered.node.layer)}, s);
   } else if (const auto* attention = std::get_if<AttentionNode>(&lowered.node.op)) {
-    ops.attention(
-        {pass.map, matrix(attention->q, pass), attention->heads, kv_view(lowered.node.layer), attention->scale,
-         attention->window, attention->softcap, matrix(attention->y, pass), scratch->data()},
-        s);
+    AttentionArgs args{pass.map,           matrix(attention->q, pass),
+                       attention->heads,   kv_view(lowered.node.layer),
+                       attention->scale,   attention->window,
+                       attention->softcap, matrix(attention->y, pass),
+                       scratch->data(),    {}};
+    if (lowered.store) {
+      args.store =
+          AttentionStore{matrix(lowered.store->k, pass), matrix(lowered.store->v, pass), 0, false, rope.data()};
+      if (lowered.rotary) {
+        args.store->dims = lowered.rotary->dims;
+        args.store->interleaved = lowered.rotary->interleaved;
+      }
+    }
+    ops.attention(args, s);
   } else if (const auto* gated = std::get_if<GatedNode>(&lowered.node.op)) {
     ops.gated_activation(gated->activation, matrix(gated->gate, pass), matrix(gated->up, pass), matrix(gated->y, pass),
                          s);

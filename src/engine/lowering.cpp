@@ -46,7 +46,7 @@ bool dead_after(const std::vector<Node>& nodes, std::size_t last, BufferId buffe
 class Lowerer {
  public:
   Lowerer(const Program& program, Device& device, const LoweringOptions& options)
-      : nodes_(program.nodes), device_(device.info()), options_(options), tuner_(device) {}
+      : nodes_(program.nodes), buffers_(program.buffers), device_(device.info()), options_(options), tuner_(device) {}
 
   std::vector<LoweredNode> run() {
     for (std::size_t i = 0; i < nodes_.size();) i = step(i);
@@ -64,8 +64,41 @@ class Lowerer {
       }
     }
     if (std::holds_alternative<LinearNode>(nodes_[i].op)) return linear(i, nullptr);
-    out_.push_back({nodes_[i], nullptr, {}, {}, {}, {}});
+    if (const std::size_t after = attention(i); after != i) return after;
+    push(nodes_[i]);
     return i + 1;
+  }
+
+  void push(const Node& node) { out_.emplace_back().node = node; }
+
+  // Folds [rotary of q, rotary of k,] kv_store, attention, which begin at i, into one; returns i where they do not
+  // stand there, or the back end does not take it in.
+  std::size_t attention(std::size_t i) {
+    if (!options_.fuse || !options_.backend.fuses_store) return i;
+    const auto at = [&](std::size_t index, auto kind) {
+      return index < nodes_.size() ? std::get_if<decltype(kind)>(&nodes_[index].op) : nullptr;
+    };
+    const RotaryNode* of_q = at(i, RotaryNode{});
+    const RotaryNode* of_k = at(i + 1, RotaryNode{});
+    const std::size_t rotations = of_q != nullptr && of_k != nullptr ? 2 : 0;
+    const KvStoreNode* store = at(i + rotations, KvStoreNode{});
+    const AttentionNode* node = at(i + rotations + 1, AttentionNode{});
+    if (store == nullptr || node == nullptr) return i;
+    const std::size_t last = i + rotations + 1;
+    if (rotations != 0 && (of_q->x != node->q || of_k->x != store->k || of_q->dims != of_k->dims ||
+                           of_q->interleaved != of_k->interleaved)) {
+      return i;
+    }
+    if (!dead_after(nodes_, last, node->q) || !dead_after(nodes_, last, store->k) ||
+        !dead_after(nodes_, last, store->v)) {
+      return i;
+    }
+    LoweredNode fused;
+    fused.node = nodes_[last];
+    fused.store = *store;
+    if (rotations != 0) fused.rotary = *of_q;
+    out_.push_back(std::move(fused));
+    return last + 1;
   }
 
   // Lowers the linear node at i with what stands before (norm) and behind it; returns the first node not yet lowered.
@@ -75,6 +108,8 @@ class Lowerer {
     fused.node = nodes_[i];
     fused.site.parts = node.parts;
     fused.site.compute = options_.compute;
+    fused.site.x_dtype = dtype(norm != nullptr ? norm->x : node.x);
+    fused.site.y_dtype = dtype(node.y.front());
     if (norm != nullptr) fused.site.prologue = {PrologueKind::rms_norm, norm->eps};
     std::size_t after = i + 1;
     if (options_.fuse && after < nodes_.size()) {
@@ -83,11 +118,13 @@ class Lowerer {
                                                                      dead_after(nodes_, after, node.y[0])) {
         fused.add = *add;
         fused.site.epilogue = {EpilogueKind::residual, ActivationKind::silu};
+        fused.site.y_dtype = dtype(add->y);
       } else if (const auto* gated = std::get_if<GatedNode>(&nodes_[after].op);
                  gated != nullptr && node.y == std::vector<BufferId>{gated->gate, gated->up} &&
                  dead_after(nodes_, after, gated->gate) && dead_after(nodes_, after, gated->up)) {
         fused.gated = *gated;
         fused.site.epilogue = {EpilogueKind::gated, gated->activation};
+        fused.site.y_dtype = dtype(gated->y);
       }
     }
     fused.kernel = &choose(node, fused.site);
@@ -97,7 +134,8 @@ class Lowerer {
         fused.norm = *norm;
       } else {
         fused.site.prologue = {};
-        out_.push_back({nodes_[i - 1], nullptr, {}, {}, {}, {}});
+        fused.site.x_dtype = dtype(node.x);
+        push(nodes_[i - 1]);
       }
     }
     const bool behind = fused.add.has_value() || fused.gated.has_value();
@@ -106,12 +144,18 @@ class Lowerer {
       fused.add.reset();
       fused.gated.reset();
       fused.site.epilogue = {};
+      fused.site.y_dtype = dtype(node.y.front());
       out_.push_back(std::move(fused));
-      out_.push_back({nodes_[i + 1], nullptr, {}, {}, {}, {}});
+      push(nodes_[i + 1]);
     } else {
       out_.push_back(std::move(fused));
     }
     return after;
+  }
+
+  DType dtype(BufferId id) const {
+    return buffer_dtype(buffers_[static_cast<std::size_t>(id)],
+                        options_.backend.compute_activations ? options_.compute : DType::f32);
   }
 
   const LinearKernel& choose(const LinearNode& node, const LinearSite& site) {
@@ -132,6 +176,7 @@ class Lowerer {
   }
 
   const std::vector<Node>& nodes_;
+  const std::vector<BufferDesc>& buffers_;
   const DeviceInfo device_;
   const LoweringOptions& options_;
   Autotuner tuner_;
@@ -144,6 +189,7 @@ std::vector<BufferId> LoweredNode::reads() const {
   std::vector<BufferId> out = std::visit(UsesOf{}, node.op).reads;
   if (norm) out = {norm->x};
   if (add) out.push_back(add->a == linear()->y[0] ? add->b : add->a);
+  if (store) out.insert(out.end(), {store->k, store->v});
   return out;
 }
 
@@ -171,6 +217,8 @@ std::string LoweredNode::name() const {
   if (norm) out += " + norm";
   if (add) out += " + residual";
   if (gated) out += " + activation";
+  if (rotary) out += " + rotary";
+  if (store) out += " + kv_store";
   return out;
 }
 

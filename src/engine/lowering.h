@@ -4,6 +4,7 @@
 
 #include "kernels/linear_kernel.h"
 #include "models/program.h"
+#include "ops/backend.h"
 
 #include <cstdint>
 #include <optional>
@@ -21,6 +22,9 @@ struct LoweredNode {
   std::optional<NormNode> norm;    // folded in as the prologue
   std::optional<AddNode> add;      // folded in as the residual epilogue
   std::optional<GatedNode> gated;  // folded in as the gated epilogue
+  // For an attention node:
+  std::optional<KvStoreNode> store;  // folded in, and with it ...
+  std::optional<RotaryNode> rotary;  // ... the rotation of q and k
 
   const LinearNode* linear() const { return std::get_if<LinearNode>(&node.op); }
   std::vector<BufferId> reads() const;
@@ -35,6 +39,7 @@ struct LoweringOptions {
   bool fuse = true;
   std::int64_t max_rows = 1;
   std::int64_t decode_rows = 1;  // rows of a decode step, which --kernel auto measures for beside max_rows
+  BackendTraits backend;
 };
 
 /// With kernel "auto", quantised sites get the kernel that measures fastest on the device at decode_rows and max_rows

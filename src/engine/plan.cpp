@@ -27,6 +27,39 @@ struct Lifetime {
   bool meets(const Lifetime& other) const { return first <= other.last && other.first <= last; }
 };
 
+// The buffers that lie inside of another's slot, and where: columns of one matrix, of which `first` holds the slot.
+struct Joined {
+  BufferId first = -1;
+  std::int64_t column = 0;
+  std::int64_t columns = 0;  // of the whole matrix
+};
+
+std::vector<Joined> join_parts(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes) {
+  std::vector<Joined> out(program.buffers.size());
+  // Vector loads of 16 bytes are to stay aligned in each part.
+  constexpr std::size_t kAlignedBytes = 16;
+  if (!sizes.joins_parts) return out;
+  for (const LoweredNode& node : nodes) {
+    const LinearNode* linear = node.linear();
+    if (linear == nullptr || node.gated || linear->y.size() < 2) continue;
+    const std::size_t element = bytes_of(sizes.activations);
+    std::int64_t columns = 0;
+    bool fits = true;
+    for (const BufferId id : linear->y) {
+      const BufferDesc& desc = program.buffers[static_cast<std::size_t>(id)];
+      columns += desc.columns;
+      fits = fits && !desc.wide && static_cast<std::size_t>(desc.columns) * element % kAlignedBytes == 0;
+    }
+    if (!fits) continue;
+    std::int64_t column = 0;
+    for (const BufferId id : linear->y) {
+      out[static_cast<std::size_t>(id)] = {linear->y.front(), column, columns};
+      column += program.buffers[static_cast<std::size_t>(id)].columns;
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 KvView kv_shape(const Program& program, const RunSizes& sizes) {
@@ -41,9 +74,11 @@ KvView kv_shape(const Program& program, const RunSizes& sizes) {
 
 std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
                                   std::size_t& bytes) {
+  const std::vector<Joined> joined = join_parts(program, nodes, sizes);
   std::vector<Lifetime> lives(program.buffers.size());
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     const auto touch = [&](BufferId id) {
+      if (const BufferId first = joined[static_cast<std::size_t>(id)].first; first >= 0) id = first;
       Lifetime& life = lives[static_cast<std::size_t>(id)];
       life.first = std::min(life.first, i);
       life.last = std::max(life.last, i);
@@ -57,10 +92,12 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
   std::vector<ArenaSlot> slots(program.buffers.size());
   std::vector<std::size_t> order;
   for (std::size_t id = 0; id < slots.size(); ++id) {
-    if (!lives[id].used()) continue;
     const BufferDesc& desc = program.buffers[id];
-    slots[id].bytes =
-        rows_bytes(desc.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows, desc.columns, sizeof(float));
+    slots[id].dtype = buffer_dtype(desc, sizes.activations);
+    slots[id].stride = joined[id].first >= 0 ? joined[id].columns : desc.columns;
+    if (!lives[id].used()) continue;
+    slots[id].bytes = rows_bytes(desc.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows, slots[id].stride,
+                                 bytes_of(slots[id].dtype));
     order.push_back(id);
   }
   // Largest first, each at the lowest offset that no buffer alive at the same time covers.
@@ -83,6 +120,11 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
     slots[id].offset = offset;
     bytes = std::max(bytes, offset + slots[id].bytes);
     placed.push_back(id);
+  }
+  for (std::size_t id = 0; id < slots.size(); ++id) {
+    if (joined[id].first < 0) continue;
+    slots[id].offset = slots[static_cast<std::size_t>(joined[id].first)].offset +
+                       static_cast<std::size_t>(joined[id].column) * bytes_of(slots[id].dtype);
   }
   return slots;
 }

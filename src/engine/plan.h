@@ -28,10 +28,12 @@ struct MemoryPlan {
   std::size_t total() const { return weights + embedding + kv_cache + arena + workspace; }
 };
 
-/// Where a buffer of the program lies in the arena.
+/// Where a buffer of the program lies in the arena, and as what.
 struct ArenaSlot {
   std::size_t offset = 0;
-  std::size_t bytes = 0;
+  std::size_t bytes = 0;  // 0 for a buffer that lies inside of another's slot
+  DType dtype = DType::f32;
+  std::int64_t stride = 0;  // elements from row to row; more than its columns where buffers lie side by side
 };
 
 /// What the sizes of a run depend on beside the program.
@@ -41,13 +43,16 @@ struct RunSizes {
   std::int64_t max_rows = 1;        // a pass
   std::int64_t max_logit_rows = 1;  // a pass
   DType kv_dtype = DType::f32;
+  DType activations = DType::f32;  // of buffers that are not wide
+  bool joins_parts = false;        // BackendTraits::joins_parts
 };
 
 /// One layer's cache as the back end is asked for it.
 KvView kv_shape(const Program& program, const RunSizes& sizes);
 
 /// Overlays buffers whose lifetimes do not meet: slots[id] for each buffer, the arena's size in `bytes`. Buffers that
-/// no node uses get no room.
+/// no node uses get no room. With joins_parts, the outputs of one site's parts become columns of one matrix, where each
+/// part's rows are a multiple of 16 bytes.
 std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
                                   std::size_t& bytes);
 

@@ -56,7 +56,12 @@ struct LinearSite {
   std::vector<LinearDesc> parts;  // q|k|v or gate|up or one; all with the same in_features
   Prologue prologue;
   Epilogue epilogue;
-  DType compute = DType::f32;  // f32: full float arithmetic; bf16: operands may be rounded to bf16, sums are f32
+  // f32: full float arithmetic; bf16, f16: operands may be rounded to that type, sums are f32.
+  DType compute = DType::f32;
+  // Element types of the activations that come in and go out: f32 on the CPU; on a GPU the compute type, but f32 for
+  // the residual stream and the logits.
+  DType x_dtype = DType::f32;
+  DType y_dtype = DType::f32;
 
   std::int64_t in_features() const { return parts.front().in_features; }
   std::int64_t out_features() const;  // of all parts
@@ -93,9 +98,14 @@ struct KernelTraits {
   bool in_all = true;             // part of `--kernel all`
   // The largest error that verification (kernels/verify.h says in which norm) lets pass, by LinearSite::compute. f32
   // sums of 10^4 products stay below 1e-5. bf16 rounds each operand by up to 2^-9: 4e-3 in the worst of some thousand
-  // outputs.
+  // outputs; f16 by 2^-12.
   double error_f32 = 3e-5;
   double error_bf16 = 1e-2;
+  double error_f16 = 1.5e-3;
+
+  double error_bound(DType compute) const {
+    return compute == DType::f32 ? error_f32 : compute == DType::bf16 ? error_bf16 : error_f16;
+  }
 };
 
 /// What a call must do at the least: the roofline counts with it.
@@ -113,10 +123,10 @@ class PackedLinear {
 
 struct LinearArgs {
   std::int64_t rows = 0;
-  MatrixRef x;                         // [rows, in_features], f32 on the CPU
+  MatrixRef x;                         // [rows, in_features] of the site's x_dtype
   const float* norm_weight = nullptr;  // [in_features], with Prologue rms_norm
-  std::span<const MatrixRef> y;        // store: one a part, [rows, out_features]; residual and gated: one
-  MatrixRef residual;                  // with Epilogue residual
+  std::span<const MatrixRef> y;        // of y_dtype; store: one a part, [rows, out_features]; residual and gated: one
+  MatrixRef residual;                  // with Epilogue residual, of y_dtype
   std::byte* workspace = nullptr;      // workspace(site, rows) bytes, 64-byte aligned, of undefined content
 };
 

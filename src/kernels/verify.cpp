@@ -316,7 +316,7 @@ VerifyResult verify(const LinearKernel& kernel, const PackedLinear& packed, cons
                     std::span<const LinearTensors> tensors, const VerifyOptions& options, Device& device) {
   const KernelTraits traits = kernel.traits();
   VerifyResult result;
-  result.bound = site.compute == DType::f32 ? traits.error_f32 : traits.error_bf16;
+  result.bound = traits.error_bound(site.compute);
   result.error = HUGE_VAL;
   const auto wrong = [&](const std::string& what) {
     result.ok = false;

@@ -48,7 +48,7 @@ class Builder {
   Program build() {
     const std::int64_t q_columns = s_.heads * s_.head_dim;
     const std::int64_t kv_columns = s_.kv_heads * s_.head_dim;
-    const BufferId h = buffer("hidden", s_.hidden);
+    const BufferId h = buffer("hidden", s_.hidden, RowSet::tokens, true);
     const BufferId normed = buffer("normed", s_.hidden);
     const BufferId q = buffer("q", q_columns);
     const BufferId k = buffer("k", kv_columns);
@@ -97,9 +97,9 @@ class Builder {
           {linear(at + "mlp.down_proj", s_.intermediate, s_.hidden, s_.mlp_bias)}, {}, true, inner, {branch}});
       emit(AddNode{h, branch, h});
     }
-    const BufferId last = buffer("last", s_.hidden, RowSet::logits);
+    const BufferId last = buffer("last", s_.hidden, RowSet::logits, true);
     const BufferId last_normed = buffer("last_normed", s_.hidden, RowSet::logits);
-    const BufferId logits = buffer("logits", s_.vocab, RowSet::logits);
+    const BufferId logits = buffer("logits", s_.vocab, RowSet::logits, true);
     emit(GatherNode{h, last});
     norm("model.norm.weight", last, last_normed, 1);
     emit(LinearNode{{linear("lm_head", s_.hidden, s_.vocab, false)},
@@ -113,8 +113,8 @@ class Builder {
   }
 
  private:
-  BufferId buffer(std::string name, std::int64_t columns, RowSet rows = RowSet::tokens) {
-    p_.buffers.push_back({std::move(name), columns, rows});
+  BufferId buffer(std::string name, std::int64_t columns, RowSet rows = RowSet::tokens, bool wide = false) {
+    p_.buffers.push_back({std::move(name), columns, rows, wide});
     return static_cast<BufferId>(p_.buffers.size()) - 1;
   }
   template <typename T>

@@ -21,7 +21,13 @@ struct BufferDesc {
   std::string name;
   std::int64_t columns = 0;
   RowSet rows = RowSet::tokens;
+  bool wide = false;  // f32 whatever linear sites compute in: the residual stream and the logits
 };
+
+/// The element type of a buffer where those that are not wide are of type `activations`.
+inline DType buffer_dtype(const BufferDesc& buffer, DType activations) {
+  return buffer.wide ? DType::f32 : activations;
+}
 
 struct EmbedNode {
   std::string table;  // tensor name, [vocab, hidden]

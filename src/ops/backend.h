@@ -1,4 +1,5 @@
-// Everything that a model does beside its linear sites, as one device does it. On the CPU all activations are f32.
+// Everything that a model does beside its linear sites, as one device does it. On the CPU all activations are f32; on a
+// GPU they may be f16 or bf16, and each MatrixRef says which.
 // As for kernels: calls neither allocate nor wait, may be captured, and read changing values through fixed pointers.
 #pragma once
 
@@ -8,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 namespace nibble {
 
@@ -47,16 +49,25 @@ struct KvStoreArgs {
   KvView cache;
 };
 
+/// What an attention call does first where the back end takes that in: rotate q and k (dims > 0), and store k and v.
+struct AttentionStore {
+  MatrixRef k, v;         // [rows, kv_heads * head_dim]
+  std::int64_t dims = 0;  // as in RotaryArgs
+  bool interleaved = false;
+  const float* table = nullptr;
+};
+
 struct AttentionArgs {
   RowMap map;
   MatrixRef q;  // [rows, heads * head_dim]
   std::int64_t heads = 0;
-  KvView cache;  // holds the keys of these rows already
+  KvView cache;  // holds the keys of these rows already, unless `store` brings them
   float scale = 1;
   std::int64_t window = 0;  // > 0: the row at position i sees keys j with i - window < j <= i; 0: all j <= i
   float softcap = 0;        // > 0: scores become softcap * tanh(scores / softcap)
   MatrixRef y;              // [rows, heads * head_dim]
   std::byte* workspace = nullptr;
+  std::optional<AttentionStore> store = {};  // only where BackendTraits::fuses_store; q, k and v may be changed then
 };
 
 struct SampleParams {
@@ -92,10 +103,20 @@ struct AdvanceArgs {
   std::int64_t vocab = 0;
 };
 
+/// What a back end wants of lowering and of the memory plan.
+struct BackendTraits {
+  // Activations are of the type that linear sites compute in, but for the residual stream and the logits, which are f32
+  // everywhere. False: all are f32.
+  bool compute_activations = false;
+  bool joins_parts = false;  // outputs of a site's parts (q, k, v) are to lie side by side, as columns of one matrix
+  bool fuses_store = false;  // attention() takes AttentionStore
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual Device& device() = 0;
+  virtual BackendTraits traits() const { return {}; }
 
   virtual void embed(const EmbedArgs& args, Stream& stream) = 0;
   virtual void norm(const NormArgs& args, Stream& stream) = 0;

@@ -1,0 +1,154 @@
+#include "core/cuda/cuda_device.h"
+
+#include "core/cuda/uploader.h"
+#include "core/error.h"
+
+#include <algorithm>
+#include <string>
+
+namespace nibble {
+namespace {
+
+// The first architecture with the asynchronous copies and bf16 products that every kernel here counts on.
+constexpr int kLeastCapability = 80;
+
+class CudaBuffer final : public Buffer {
+ public:
+  CudaBuffer(void* data, std::size_t size) : data_(static_cast<std::byte*>(data)), size_(size) {}
+  CudaBuffer(const CudaBuffer&) = delete;
+  CudaBuffer& operator=(const CudaBuffer&) = delete;
+  // Nothing to report from a destructor: a failed free means that the context is gone, memory included.
+  ~CudaBuffer() override { cudaFree(data_); }
+  std::byte* data() const override { return data_; }
+  std::size_t size() const override { return size_; }
+
+ private:
+  std::byte* data_;
+  std::size_t size_;
+};
+
+class CudaGraph final : public Graph {
+ public:
+  explicit CudaGraph(cudaGraphExec_t exec) : exec_(exec) {}
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+  ~CudaGraph() override { cudaGraphExecDestroy(exec_); }
+  cudaGraphExec_t exec() const { return exec_; }
+
+ private:
+  cudaGraphExec_t exec_;
+};
+
+}  // namespace
+
+void check_cuda(cudaError_t status, std::string_view what) {
+  if (status == cudaSuccess) return;
+  // A sticky error stays with the context, one of a launch is cleared here, so that it is reported once.
+  cudaGetLastError();
+  fail("CUDA: {}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status));
+}
+
+CudaStream::CudaStream(int device) : device_(device) {
+  check_cuda(cudaSetDevice(device_), "choosing the GPU");
+  check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+}
+
+CudaStream::~CudaStream() { cudaStreamDestroy(stream_); }
+
+void CudaStream::copy_to_device(void* to, const void* from, std::size_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+}
+
+void CudaStream::copy_to_host(void* to, const void* from, std::size_t bytes) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+}
+
+void CudaStream::synchronize() { check_cuda(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+
+void CudaStream::begin_capture() {
+  check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning to capture a graph");
+  capturing_ = true;
+}
+
+std::unique_ptr<Graph> CudaStream::end_capture() {
+  capturing_ = false;
+  cudaGraph_t graph = nullptr;
+  check_cuda(cudaStreamEndCapture(stream_, &graph), "capturing a graph");
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  check_cuda(status, "instantiating a graph");
+  return std::make_unique<CudaGraph>(exec);
+}
+
+void CudaStream::launch(const Graph& graph) {
+  check_cuda(cudaGraphLaunch(static_cast<const CudaGraph&>(graph).exec(), stream_), "launching a graph");
+}
+
+CudaDevice::CudaDevice(int index) : index_(index) {
+  int count = 0;
+  check_cuda(cudaGetDeviceCount(&count), "looking for GPUs");
+  if (index < 0 || index >= count) {
+    fail("there is no GPU {}: CUDA sees {} (CUDA_VISIBLE_DEVICES chooses among them); use --device cuda:0 or cpu",
+         index, count);
+  }
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, index), "reading the GPU's properties");
+  capability_ = properties.major * 10 + properties.minor;
+  if (capability_ < kLeastCapability) {
+    fail("the GPU {} has compute capability {}.{}; nibble needs 8.0 or later: use --device cpu", properties.name,
+         properties.major, properties.minor);
+  }
+  check_cuda(cudaSetDevice(index), "choosing the GPU");
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
+  multiprocessors_ = properties.multiProcessorCount;
+  shared_memory_ = properties.sharedMemPerBlockOptin;
+  info_.kind = DeviceKind::cuda;
+  info_.index = index;
+  info_.name = properties.name;
+  info_.memory_bytes = free;
+  info_.threads = multiprocessors_;
+  info_.isa = "sm_" + std::to_string(capability_);
+}
+
+CudaDevice::~CudaDevice() = default;
+
+std::unique_ptr<Buffer> CudaDevice::allocate(std::size_t bytes, const std::string& purpose) {
+  check_cuda(cudaSetDevice(index_), "choosing the GPU");
+  void* data = nullptr;
+  const cudaError_t status = cudaMalloc(&data, std::max<std::size_t>(bytes, 1));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    std::size_t free = 0;
+    std::size_t total = 0;
+    cudaMemGetInfo(&free, &total);
+    fail("no GPU memory for {}: {} bytes asked for, {} free on {}", purpose, bytes, free, info_.name);
+  }
+  check_cuda(status, "allocating memory for " + purpose);
+  return std::make_unique<CudaBuffer>(data, bytes);
+}
+
+std::unique_ptr<Stream> CudaDevice::make_stream() { return std::make_unique<CudaStream>(index_); }
+
+void CudaDevice::upload(void* to, const void* from, std::size_t bytes, Stream& stream) {
+  if (!uploader_) uploader_ = std::make_unique<Uploader>(index_);
+  uploader_->copy(to, from, bytes, cuda_stream(stream).handle());
+}
+
+CudaStream& cuda_stream(Stream& stream) {
+  auto* cuda = dynamic_cast<CudaStream*>(&stream);
+  if (cuda == nullptr) fail("a CUDA kernel was given the stream of another device");
+  return *cuda;
+}
+
+CudaDevice& cuda_device(Device& device) {
+  auto* cuda = dynamic_cast<CudaDevice*>(&device);
+  if (cuda == nullptr) fail("a CUDA kernel was given another device");
+  return *cuda;
+}
+
+}  // namespace nibble

@@ -1,0 +1,73 @@
+// A GPU as a device: memory by cudaMalloc, streams that capture into CUDA graphs, and uploads from mapped files through
+// pinned buffers.
+#pragma once
+
+#include "core/cuda/cuda_check.h"
+#include "core/device.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <memory>
+#include <string_view>
+
+namespace nibble {
+
+class Uploader;
+
+class CudaStream final : public Stream {
+ public:
+  explicit CudaStream(int device);
+  ~CudaStream() override;
+  CudaStream(const CudaStream&) = delete;
+  CudaStream& operator=(const CudaStream&) = delete;
+
+  cudaStream_t handle() const { return stream_; }
+  bool capturing() const { return capturing_; }
+
+  void copy_to_device(void* to, const void* from, std::size_t bytes) override;
+  void copy_to_host(void* to, const void* from, std::size_t bytes) override;
+  void synchronize() override;
+  void begin_capture() override;
+  std::unique_ptr<Graph> end_capture() override;
+  void launch(const Graph& graph) override;
+
+ private:
+  int device_;
+  cudaStream_t stream_ = nullptr;
+  bool capturing_ = false;
+};
+
+class CudaDevice final : public Device {
+ public:
+  /// Opens GPU `index` of those that CUDA_VISIBLE_DEVICES leaves; Error where it does not exist or cannot be used.
+  explicit CudaDevice(int index);
+  ~CudaDevice() override;
+
+  const DeviceInfo& info() const override { return info_; }
+  std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) override;
+  std::unique_ptr<Stream> make_stream() override;
+
+  int multiprocessors() const { return multiprocessors_; }
+  /// 90 for compute capability 9.0.
+  int capability() const { return capability_; }
+  std::size_t shared_memory_per_block() const { return shared_memory_; }
+
+  /// Copies from memory that may be a mapped file: read by several threads into pinned slots, sent as they fill. The
+  /// copy is ordered before what is enqueued on `stream` after the call; `from` has been read when it returns.
+  void upload(void* to, const void* from, std::size_t bytes, Stream& stream);
+
+ private:
+  int index_;
+  DeviceInfo info_;
+  int multiprocessors_ = 0;
+  int capability_ = 0;
+  std::size_t shared_memory_ = 0;
+  std::unique_ptr<Uploader> uploader_;
+};
+
+/// The stream, the device as what they must be for a CUDA kernel or op; Error when they belong to another device.
+CudaStream& cuda_stream(Stream& stream);
+CudaDevice& cuda_device(Device& device);
+
+}  // namespace nibble

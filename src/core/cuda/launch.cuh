@@ -1,0 +1,103 @@
+// Launching kernels, and what device code of all kernels shares: programmatic dependent launch, typed loads and stores.
+#pragma once
+
+#include "core/cuda/cuda_device.h"
+#include "core/dtype.h"
+#include "core/error.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <utility>
+
+namespace nibble {
+
+/// Whether a kernel may start while the one before it in the stream still runs (programmatic dependent launch,
+/// compute capability 9.0). A kernel launched so must call pdl_wait() in every thread before it reads or writes
+/// anything that an earlier kernel touches, scratch included; before that it may read only constant weights.
+enum class Overlap { no, yes };
+
+template <typename... Parameters, typename... Args>
+void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, Overlap overlap,
+            void (*kernel)(Parameters...), Args&&... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.handle();
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = overlap == Overlap::yes ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Args>(args))...),
+             "launching a kernel");
+}
+
+/// Waits until the kernels before this one have completed and their writes are visible.
+__device__ __forceinline__ void pdl_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Lets the next kernel start its part before pdl_wait(); a hint only.
+__device__ __forceinline__ void pdl_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float v);
+template <>
+__device__ __forceinline__ float from_float<float>(float v) {
+  return v;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+/// A value of the C++ type of an activation: f32, f16 or bf16. with_type(dtype, [&](auto type) { using T =
+/// decltype(type); ... }) picks it; Error for others.
+template <typename Body>
+void with_type(DType dtype, const char* what, const Body& body) {
+  switch (dtype) {
+    case DType::f32:
+      body(float{});
+      break;
+    case DType::f16:
+      body(__half{});
+      break;
+    case DType::bf16:
+      body(__nv_bfloat16{});
+      break;
+    default:
+      fail("{} of type {} is not supported on the GPU; use f32, f16 or bf16", what, name_of(dtype));
+  }
+}
+
+/// The sum of `value` over the 32 lanes of a warp, in every lane; the same order each time.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  return value;
+}
+
+}  // namespace nibble

@@ -1,0 +1,30 @@
+// The ops of the CUDA back end, one file each (or one for a few small ones that belong together). All enqueue on the
+// stream and may be captured; matrices are f32, f16 or bf16 with any stride, rows need not be aligned.
+#pragma once
+
+#include "core/cuda/cuda_device.h"
+#include "ops/backend.h"
+
+#include <cstddef>
+
+namespace nibble::cuda {
+
+void embed(const EmbedArgs& args, CudaStream& stream);
+void norm(const NormArgs& args, CudaStream& stream);
+void rotary(const RotaryArgs& args, CudaStream& stream);
+void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRef& up, const MatrixRef& y,
+                      CudaStream& stream);
+void add(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, CudaStream& stream);
+void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, CudaStream& stream);
+
+std::size_t sample_workspace(std::int64_t rows, std::int64_t vocab);
+void sample(const SampleArgs& args, CudaStream& stream);
+void advance(const AdvanceArgs& args, CudaStream& stream);
+
+/// Bytes of K (and as many of V) of one layer's cache, the scales of 8-bit types included; see kv_cache.cuh.
+std::size_t kv_bytes(const KvView& shape);
+void kv_store(const KvStoreArgs& args, CudaStream& stream);
+std::size_t attention_workspace(std::int64_t rows, std::int64_t heads, const KvView& cache, const CudaDevice& device);
+void attention(const AttentionArgs& args, const CudaDevice& device, CudaStream& stream);
+
+}  // namespace nibble::cuda
