@@ -29,3 +29,16 @@ foreach(module core formats kernels ops models engine quant bench report cli)
   target_compile_definitions(test_${module} PRIVATE NIBBLE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data")
   gtest_discover_tests(test_${module} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS ${module})
 endforeach()
+
+# What needs a GPU, label "gpu": skipped, with the reason, where there is none.
+if(NIBBLE_WITH_CUDA)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/cuda/*.cpp)
+  add_executable(test_cuda ${sources})
+  set_target_properties(test_cuda PROPERTIES ENABLE_EXPORTS ON RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+  target_include_directories(test_cuda PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+  target_link_libraries(test_cuda PRIVATE
+    nibble_flags nibble_bench nibble_models nibble_kernels nibble_ops GTest::gtest GTest::gtest_main)
+  add_dependencies(test_cuda nibble_cuda)
+  target_compile_definitions(test_cuda PRIVATE NIBBLE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data")
+  gtest_discover_tests(test_cuda DISCOVERY_MODE PRE_TEST PROPERTIES LABELS gpu)
+endif()
