@@ -21,8 +21,10 @@ if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
     # Set before the language is enabled: its compiler test wants an architecture.
     set(CMAKE_CUDA_ARCHITECTURES ${NIBBLE_CUDA_ARCHITECTURES})
     enable_language(CUDA)
+    # Debian 12's CMake does not know that nvcc takes C++20.
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
     set(CMAKE_CUDA_STANDARD 20)
-    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
     find_package(CUDAToolkit REQUIRED)
     set(NIBBLE_WITH_CUDA ON)
   elseif(NIBBLE_CUDA STREQUAL "ON")
@@ -38,7 +40,7 @@ if(NIBBLE_WITH_CUDA)
   set_target_properties(nibble_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
   target_compile_options(nibble_cuda PRIVATE
     "$<$<COMPILE_LANGUAGE:CXX>:${NIBBLE_WARNINGS}>"
-    # Extended lambdas are not used; -Wpedantic and -Wconversion complain about what nvcc itself writes.
+    # -Wpedantic and -Wconversion complain about what nvcc itself writes.
     "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra;-Xptxas=-warn-spills>")
   if(NIBBLE_WERROR)
     target_compile_options(nibble_cuda PRIVATE
@@ -47,7 +49,9 @@ if(NIBBLE_WITH_CUDA)
   foreach(module core formats kernels ops)
     target_include_directories(nibble_cuda PRIVATE ${CMAKE_BINARY_DIR}/modules/${module})
   endforeach()
-  target_compile_definitions(nibble_cuda PRIVATE NIBBLE_VERSION="${PROJECT_VERSION}")
+  # nvcc does not evaluate fmt's checks of format strings at compile time; g++ does, in every other file.
+  target_compile_definitions(nibble_cuda PRIVATE
+    NIBBLE_VERSION="${PROJECT_VERSION}" "$<$<COMPILE_LANGUAGE:CUDA>:FMT_CONSTEVAL=;FMT_USE_CONSTEXPR=1>")
   # What it uses of kernels and ops is the program's own (the registry must be one); core and formats stand in for what
   # a program that loads it may have left out.
   target_link_libraries(nibble_cuda PRIVATE nibble_formats nibble_core CUDA::cublasLt CUDA::cudart_static)
