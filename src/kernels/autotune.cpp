@@ -219,7 +219,8 @@ void Autotuner::save() const {
 const LinearKernel& Autotuner::choose(const LinearSite& site, std::span<const std::int64_t> rows) {
   std::vector<const LinearKernel*> candidates;
   for (const LinearKernel* kernel : kernels_for(device_.info().kind)) {
-    if (kernel->traits().in_all && kernel->traits().exact_activations) candidates.push_back(kernel);
+    const KernelTraits traits = kernel->traits();
+    if (traits.in_all && traits.in_auto && traits.exact_activations) candidates.push_back(kernel);
   }
   return choose(site, rows, candidates);
 }

@@ -96,6 +96,7 @@ struct KernelTraits {
   bool deterministic = true;      // bitwise the same result for the same build, device, threads and shapes
   bool exact_activations = true;  // false: activations are rounded to 8 bits, which changes numbers
   bool in_all = true;             // part of `--kernel all`
+  bool in_auto = true;            // a candidate of `--kernel auto`
   // The largest error that verification (kernels/verify.h says in which norm) lets pass, by LinearSite::compute. f32
   // sums of 10^4 products stay below 1e-5. bf16 rounds each operand by up to 2^-9: 4e-3 in the worst of some thousand
   // outputs; f16 by 2^-12.

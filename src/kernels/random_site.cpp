@@ -52,6 +52,8 @@ RandomSite::RandomSite(const RandomSiteOptions& options) {
   site_.prologue = options.prologue;
   site_.epilogue = options.epilogue;
   site_.compute = options.compute;
+  site_.x_dtype = options.x_dtype;
+  site_.y_dtype = options.y_dtype;
 
   std::vector<std::int32_t> g_idx;
   if (options.gptq) {

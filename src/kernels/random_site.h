@@ -34,6 +34,8 @@ struct RandomSiteOptions {
   std::optional<GptqFormat> gptq = {};  // group_size -1: one group
   DType weights = DType::f32;           // of full-precision parts: f32, f16 or bf16
   DType compute = DType::f32;
+  DType x_dtype = DType::f32;
+  DType y_dtype = DType::f32;
   Prologue prologue = {};
   Epilogue epilogue = {};
   std::uint64_t seed = 1;

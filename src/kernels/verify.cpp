@@ -1,10 +1,10 @@
 #include "kernels/verify.h"
 
 #include "core/error.h"
+#include "core/float_convert.h"
 #include "kernels/random_site.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -13,57 +13,85 @@
 namespace nibble {
 namespace {
 
-constexpr std::uint32_t kPoison = 0xffffffffu;  // a NaN
-// Floats between rows, and after the last, that must stay as they are; odd, so that rows are not aligned.
+constexpr std::uint8_t kPoison = 0xff;  // a NaN in each of f32, f16 and bf16
+// Elements between rows, and after the last, that must stay as they are; odd, so that rows are not aligned.
 constexpr std::int64_t kGap = 5;
 constexpr std::size_t kGuardBytes = 256;
 
-// A matrix with gaps between its rows, on the host and on the device.
+// A matrix with gaps between its rows, on the host (as its type, byte for byte) and on the device.
 class TestMatrix {
  public:
-  TestMatrix(std::int64_t rows, std::int64_t columns, Device& device)
+  TestMatrix(std::int64_t rows, std::int64_t columns, DType dtype, Device& device)
       : rows_(rows),
         columns_(columns),
         stride_(columns + kGap),
-        host_(static_cast<std::size_t>(rows * stride_)),
-        buffer_(device.allocate(host_.size() * 4, "verification")) {
+        dtype_(dtype),
+        width_(bytes_of(dtype)),
+        host_(static_cast<std::size_t>(rows * stride_) * width_),
+        buffer_(device.allocate(host_.size(), "verification")) {
     poison();
   }
 
-  TestMatrix& operator=(const std::vector<float>& values) {
-    host_ = values;
-    return *this;
-  }
-  void poison() { std::fill(host_.begin(), host_.end(), std::bit_cast<float>(kPoison)); }
+  void assign(const TestMatrix& other) { host_ = other.host_; }
+  void poison() { std::fill(host_.begin(), host_.end(), std::byte{kPoison}); }
   void randomize(Random& random) {
     for (std::int64_t m = 0; m < rows_; ++m) {
-      for (std::int64_t k = 0; k < columns_; ++k) at(m, k) = random.normal();
+      for (std::int64_t k = 0; k < columns_; ++k) set(m, k, random.normal());
     }
   }
-  void upload(Stream& stream) { stream.copy_to_device(buffer_->data(), host_.data(), host_.size() * 4); }
-  void download(Stream& stream) { stream.copy_to_host(host_.data(), buffer_->data(), host_.size() * 4); }
+  void upload(Stream& stream) { stream.copy_to_device(buffer_->data(), host_.data(), host_.size()); }
+  void download(Stream& stream) {
+    stream.copy_to_host(host_.data(), buffer_->data(), host_.size());
+    stream.synchronize();
+  }
 
-  float& at(std::int64_t row, std::int64_t column) { return host_[static_cast<std::size_t>(row * stride_ + column)]; }
-  const float* row(std::int64_t m) const { return host_.data() + m * stride_; }
-  const std::vector<float>& values() const { return host_; }
+  void set(std::int64_t row, std::int64_t column, float value) {
+    std::byte* to = host_.data() + at(row, column);
+    const std::uint16_t half = dtype_ == DType::bf16 ? float_to_bf16(value) : float_to_half(value);
+    if (dtype_ == DType::f32) {
+      std::memcpy(to, &value, width_);
+    } else {
+      std::memcpy(to, &half, width_);
+    }
+  }
+  float get(std::int64_t row, std::int64_t column) const {
+    const std::byte* from = host_.data() + at(row, column);
+    if (dtype_ == DType::f32) {
+      float value = 0;
+      std::memcpy(&value, from, width_);
+      return value;
+    }
+    std::uint16_t half = 0;
+    std::memcpy(&half, from, width_);
+    return dtype_ == DType::bf16 ? bf16_to_float(half) : half_to_float(half);
+  }
+  const std::vector<std::byte>& bytes() const { return host_; }
   std::int64_t columns() const { return columns_; }
   std::int64_t rows() const { return rows_; }
-  MatrixRef ref() const { return {buffer_->data(), DType::f32, rows_, columns_, stride_}; }
+  MatrixRef ref() const { return {buffer_->data(), dtype_, rows_, columns_, stride_}; }
 
   bool gaps_untouched() const {
     for (std::int64_t m = 0; m < rows_; ++m) {
-      for (std::int64_t k = columns_; k < stride_; ++k) {
-        if (std::bit_cast<std::uint32_t>(row(m)[k]) != kPoison) return false;
+      const auto gap = host_.begin() + static_cast<std::ptrdiff_t>(at(m, columns_));
+      if (std::any_of(gap, gap + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(kGap) * width_),
+                      [](std::byte b) { return b != std::byte{kPoison}; })) {
+        return false;
       }
     }
     return true;
   }
 
  private:
+  std::size_t at(std::int64_t row, std::int64_t column) const {
+    return static_cast<std::size_t>(row * stride_ + column) * width_;
+  }
+
   std::int64_t rows_;
   std::int64_t columns_;
   std::int64_t stride_;
-  std::vector<float> host_;
+  DType dtype_;
+  std::size_t width_;
+  std::vector<std::byte> host_;
   std::unique_ptr<Buffer> buffer_;
 };
 
@@ -104,7 +132,8 @@ Inputs normed_inputs(const LinearSite& site, const TestMatrix& x, const std::vec
   Inputs in;
   const std::int64_t k = x.columns();
   for (const std::int64_t m : rows) {
-    std::vector<double> row(x.row(m), x.row(m) + k);
+    std::vector<double> row;
+    for (std::int64_t i = 0; i < k; ++i) row.push_back(static_cast<double>(x.get(m, i)));
     if (site.prologue.kind == PrologueKind::rms_norm) {
       double squares = 0;
       for (const double v : row) squares += v * v;
@@ -175,16 +204,23 @@ class Run {
         site_(site),
         stream_(device.make_stream()),
         random_(options.seed),
-        x_(options.rows, site.in_features(), device),
-        residual_(options.rows, outputs().front(), device) {
-    for (const std::int64_t n : outputs()) y_.emplace_back(options.rows, n, device);
+        x_(options.rows, site.in_features(), site.x_dtype, device),
+        residual_(options.rows, outputs().front(), site.y_dtype, device) {
+    for (const std::int64_t n : outputs()) y_.emplace_back(options.rows, n, site.y_dtype, device);
     x_.randomize(random_);
     residual_.randomize(random_);
     // What breaks low-precision activations: one token of a thousand times the size, one feature of a hundred times.
+    // Results of f16 end at 65504, and a gated one is a product of two: less there.
+    const bool half = site.y_dtype == DType::f16 || site.x_dtype == DType::f16;
+    const bool gated = half && site.epilogue.kind == EpilogueKind::gated;
+    const float token_factor = gated ? 1 : half ? 10 : 1000;
+    const float feature_factor = half ? 10 : 100;
     if (options.rows > 1) {
-      for (std::int64_t k = 0; k < x_.columns(); ++k) x_.at(options.rows - 1, k) *= 1000;
+      for (std::int64_t k = 0; k < x_.columns(); ++k)
+        x_.set(options.rows - 1, k, token_factor * x_.get(options.rows - 1, k));
     }
-    x_.at(options.rows / 2, random_.below(x_.columns())) *= 100;
+    const std::int64_t outlier = random_.below(x_.columns());
+    x_.set(options.rows / 2, outlier, feature_factor * x_.get(options.rows / 2, outlier));
     x_.upload(*stream_);
     residual_.upload(*stream_);
     for (std::int64_t k = 0; k < x_.columns(); ++k) norm_weight_.push_back(1 + 0.25f * random_.normal());
@@ -208,11 +244,11 @@ class Run {
     std::vector<MatrixRef> refs;
     for (TestMatrix& y : y_) {
       y.poison();
-      if (residual && from_graph) y = residual_.values();
+      if (residual && from_graph) y.assign(residual_);
       y.upload(*stream_);
       refs.push_back(y.ref());
     }
-    const std::vector<std::uint32_t> poison((workspace_bytes_ + kGuardBytes) / 4 + 1, kPoison);
+    const std::vector<std::uint8_t> poison(workspace_bytes_ + kGuardBytes, kPoison);
     stream_->copy_to_device(workspace_->data(), poison.data(), workspace_bytes_ + kGuardBytes);
     LinearArgs args;
     args.rows = x_.rows();
@@ -255,18 +291,18 @@ class Run {
                          0.01 * want.scale * up[r].scale;
             want.value = act * up[r].value;
           } else if (site_.epilogue.kind == EpilogueKind::residual) {
-            want.value += static_cast<double>(residual_.row(m)[n]);
+            want.value += static_cast<double>(residual_.get(m, n));
           }
-          comparison.add(static_cast<double>(y_[i].row(m)[n]), want.value, want.scale, m, i, n);
+          comparison.add(static_cast<double>(y_[i].get(m, n)), want.value, want.scale, m, i, n);
         }
       }
     }
     return comparison;
   }
 
-  std::vector<std::vector<float>> values() const {
-    std::vector<std::vector<float>> out;
-    for (const TestMatrix& y : y_) out.push_back(y.values());
+  std::vector<std::vector<std::byte>> values() const {
+    std::vector<std::vector<std::byte>> out;
+    for (const TestMatrix& y : y_) out.push_back(y.bytes());
     return out;
   }
 
@@ -277,14 +313,15 @@ class Run {
       if (!y_[i].gaps_untouched()) return fmt::format("it writes beside its rows of output {}", i);
       for (std::int64_t m = 0; m < y_[i].rows(); ++m) {
         for (std::int64_t n = 0; n < y_[i].columns(); ++n) {
-          if (!std::isfinite(y_[i].row(m)[n]))
-            return fmt::format("output {} of row {} (part {}) is {}", n, m, i, y_[i].row(m)[n]);
+          if (!std::isfinite(y_[i].get(m, n)))
+            return fmt::format("output {} of row {} (part {}) is {}", n, m, i, y_[i].get(m, n));
         }
       }
     }
     std::vector<std::uint8_t> guard(kGuardBytes);
     stream_->copy_to_host(guard.data(), workspace_->data() + workspace_bytes_, kGuardBytes);
-    if (std::any_of(guard.begin(), guard.end(), [](std::uint8_t b) { return b != 0xff; }))
+    stream_->synchronize();
+    if (std::any_of(guard.begin(), guard.end(), [](std::uint8_t b) { return b != kPoison; }))
       return "it writes past its workspace";
     return {};
   }
@@ -303,13 +340,6 @@ class Run {
   std::size_t workspace_bytes_ = 0;
 };
 
-bool same_bits(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(a[i].data(), b[i].data(), a[i].size() * 4) != 0) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 VerifyResult verify(const LinearKernel& kernel, const PackedLinear& packed, const LinearSite& site,
@@ -327,9 +357,9 @@ VerifyResult verify(const LinearKernel& kernel, const PackedLinear& packed, cons
 
   Run run(kernel, packed, site, options, device);
   if (const std::string what = run.run(false); !what.empty()) return wrong(what);
-  const std::vector<std::vector<float>> eager = run.values();
+  const std::vector<std::vector<std::byte>> eager = run.values();
   if (const std::string what = run.run(true); !what.empty()) return wrong(what + " (from a captured graph)");
-  if (traits.deterministic && !same_bits(eager, run.values()))
+  if (traits.deterministic && eager != run.values())
     return wrong("a second run, from a captured graph, gives other bits");
 
   const Comparison comparison = run.compare(tensors, options);

@@ -47,6 +47,6 @@ class OnDevice {
 
 }  // namespace nibble::test
 
-#define NIBBLE_NEEDS_GPU()                                                                  \
+#define NIBBLE_NEEDS_GPU()                                                          \
   if (std::string why; ::nibble::cuda_device_count(&why) == 0) GTEST_SKIP() << why; \
   static_assert(true)

@@ -1,0 +1,160 @@
+#include "kernels/cuda/gemm_lt.h"
+
+#include "core/error.h"
+
+#include <cublasLt.h>
+
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <tuple>
+
+namespace nibble {
+namespace {
+
+// What NVIDIA's notes recommend for Hopper; smaller ones leave out split-K algorithms that few rows need.
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+
+void check_lt(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLASLt: {}: {}", what, cublasGetStatusString(status));
+}
+
+cudaDataType_t data_type(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+      return CUDA_R_32F;
+    case DType::f16:
+      return CUDA_R_16F;
+    case DType::bf16:
+      return CUDA_R_16BF;
+    default:
+      fail("a product of {} on the GPU is not supported; use f32, f16 or bf16", name_of(dtype));
+  }
+}
+
+// The largest power of two, at most 256, that an address is a multiple of.
+std::uint32_t alignment_of(const void* p) {
+  return std::uint32_t{1} << std::min(8, std::countr_zero(reinterpret_cast<std::uintptr_t>(p) | 256u));
+}
+
+// Descriptors and the chosen algorithm of one shape.
+struct Plan {
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+  std::optional<cublasLtMatmulAlgo_t> algorithm;  // none: the library has none
+};
+
+using Key = std::tuple<int, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool,
+                       DType, DType, bool, std::uint32_t, std::uint32_t, std::uint32_t>;
+
+class Library {
+ public:
+  static Library& instance() {
+    static Library library;
+    return library;
+  }
+
+  const Plan& plan(const GemmArgs& a, int device) {
+    const Key key{device,
+                  a.m,
+                  a.n,
+                  a.k,
+                  a.x_stride,
+                  a.w_stride,
+                  a.y_stride,
+                  a.w_is_kn,
+                  a.operands,
+                  a.y_dtype,
+                  a.half_accumulate,
+                  alignment_of(a.x),
+                  alignment_of(a.w),
+                  alignment_of(a.y)};
+    const std::lock_guard lock(mutex_);
+    const auto found = plans_.find(key);
+    return found != plans_.end() ? found->second : plans_.emplace(key, make(a)).first->second;
+  }
+
+  cublasLtHandle_t handle() const { return handle_; }
+
+ private:
+  Library() { check_lt(cublasLtCreate(&handle_), "starting"); }
+
+  // Column-major in the library's words: y^T [n, m] = w [n, k] x^T [k, m].
+  Plan make(const GemmArgs& a) {
+    Plan plan;
+    const cudaDataType_t operands = data_type(a.operands);
+    const bool half = a.half_accumulate;
+    check_lt(cublasLtMatmulDescCreate(&plan.operation, half ? CUBLAS_COMPUTE_16F : CUBLAS_COMPUTE_32F,
+                                      half ? CUDA_R_16F : CUDA_R_32F),
+             "describing a product");
+    const cublasOperation_t w_operation = a.w_is_kn ? CUBLAS_OP_N : CUBLAS_OP_T;
+    check_lt(
+        cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &w_operation, sizeof w_operation),
+        "describing a product");
+    const auto rows = static_cast<std::uint64_t>(a.w_is_kn ? a.n : a.k);
+    const auto columns = static_cast<std::uint64_t>(a.w_is_kn ? a.k : a.n);
+    check_lt(cublasLtMatrixLayoutCreate(&plan.w, operands, rows, columns, a.w_stride), "describing weights");
+    check_lt(cublasLtMatrixLayoutCreate(&plan.x, operands, static_cast<std::uint64_t>(a.k),
+                                        static_cast<std::uint64_t>(a.m), a.x_stride),
+             "describing inputs");
+    check_lt(cublasLtMatrixLayoutCreate(&plan.y, data_type(a.y_dtype), static_cast<std::uint64_t>(a.n),
+                                        static_cast<std::uint64_t>(a.m), a.y_stride),
+             "describing outputs");
+    cublasLtMatmulPreference_t preference = nullptr;
+    check_lt(cublasLtMatmulPreferenceCreate(&preference), "describing what is wanted");
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+      check_lt(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value),
+               "describing what is wanted");
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(a.w));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(a.x));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(a.y));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(a.y));
+    // Reductions in the output's type would round partial sums to 16 bits.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_NONE));
+    cublasLtMatmulHeuristicResult_t result{};
+    int found = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.w, plan.x, plan.y,
+                                                                 plan.y, preference, 1, &result, &found);
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (status == CUBLAS_STATUS_SUCCESS && found > 0) plan.algorithm = result.algo;
+    return plan;
+  }
+
+  cublasLtHandle_t handle_ = nullptr;
+  std::mutex mutex_;
+  std::map<Key, Plan> plans_;
+};
+
+}  // namespace
+
+std::size_t gemm_workspace_bytes() { return kWorkspaceBytes; }
+
+void gemm(const GemmArgs& a, CudaStream& stream) {
+  if (a.m == 0 || a.n == 0) return;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the current GPU");
+  Library& library = Library::instance();
+  const Plan& plan = library.plan(a, device);
+  if (!plan.algorithm) {
+    gemm_plain(a, stream);
+    return;
+  }
+  const float one = 1;
+  const float beta = a.accumulate ? 1.0f : 0.0f;
+  // f16 bits of 1 and 0, for sums in f16.
+  const std::uint16_t half_one = 0x3c00;
+  const std::uint16_t half_beta = a.accumulate ? 0x3c00 : 0;
+  const void* alpha_at = a.half_accumulate ? static_cast<const void*>(&half_one) : &one;
+  const void* beta_at = a.half_accumulate ? static_cast<const void*>(&half_beta) : &beta;
+  check_lt(cublasLtMatmul(library.handle(), plan.operation, alpha_at, a.w, plan.w, a.x, plan.x, beta_at, a.y, plan.y,
+                          a.y, plan.y, &*plan.algorithm, a.workspace, kWorkspaceBytes, stream.handle()),
+           "multiplying");
+  if (a.bias != nullptr) add_bias(a.y, a.y_dtype, a.y_stride, a.m, a.n, a.bias, stream);
+}
+
+}  // namespace nibble
