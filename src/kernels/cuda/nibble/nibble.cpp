@@ -1,0 +1,108 @@
+// `nibble`: quantised weights in one layout for all numbers of rows (layout.h). Few rows stream them through the tensor
+// cores once; more rows multiply weights that are written out first. `dequant` does the latter always.
+#include "core/error.h"
+#include "kernels/cuda/nibble/packed_site.h"
+#include "kernels/cuda/nibble/small_rows.h"
+#include "kernels/registry.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+using gpu::kMostParts;
+using gpu::kMostSmallRows;
+using gpu::PackedLayout;
+using gpu::PackedSite;
+
+// Lanes of one warp look after the slices of the inputs.
+constexpr int kMostSlices = 32;
+
+Fit fit_packed(const LinearSite& site) {
+  for (const LinearDesc& part : site.parts) {
+    if (!part.gptq) return Fit::no(fmt::format("{} is not quantised; full-precision weights are for dense", part.name));
+    const GptqFormat& first = *site.parts.front().gptq;
+    if (part.gptq->bits != first.bits || part.gptq->group_size != first.group_size) {
+      return Fit::no(fmt::format("{} and {} have different bits or group sizes, so they cannot share one product",
+                                 site.parts.front().name, part.name));
+    }
+  }
+  if (site.parts.size() > static_cast<std::size_t>(kMostParts))
+    return Fit::no(fmt::format("{} parts share one input; at most {} do here", site.parts.size(), kMostParts));
+  // The residual may be what the norm reads, and it is written before all have read it.
+  const bool both = site.prologue.kind != PrologueKind::none && site.epilogue.kind == EpilogueKind::residual;
+  return Fit::yes(!both, true);
+}
+
+bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows, int multiprocessors) {
+  if (rows > kMostSmallRows || site.compute == DType::f32) return false;
+  // Items times thread blocks are counted in 32 bits.
+  if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
+  return gpu::plan_small_rows(layout, rows, multiprocessors).slices <= kMostSlices;
+}
+
+int current_multiprocessors() {
+  int device = 0;
+  int count = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the current GPU");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
+  return count;
+}
+
+class PackedKernel : public LinearKernel {
+ public:
+  Fit fit(const LinearSite& site, const DeviceInfo&, std::int64_t) const override { return fit_packed(site); }
+  std::size_t packed_bytes(const LinearSite& site) const override { return gpu::packed_site_bytes(site); }
+  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device,
+                                     Stream& stream) const override {
+    return gpu::pack_site(site, tensors, cuda_device(device), stream);
+  }
+  Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
+};
+
+class NibbleKernel final : public PackedKernel {
+ public:
+  std::string_view name() const override { return "nibble"; }
+  KernelTraits traits() const override {
+    return {.summary =
+                "2, 3, 4 and 8 bits, any groups and order: to 16 rows weights stream through the tensor cores, from "
+                "there on as dequant; fuses norms, residuals and gates",
+            .accumulate = "f32"};
+  }
+  std::size_t workspace(const LinearSite& site, std::int64_t rows) const override {
+    const PackedLayout layout = gpu::layout_of(site);
+    const int multiprocessors = current_multiprocessors();
+    return few_rows(site, layout, rows, multiprocessors) ? gpu::small_rows_workspace(layout, rows, multiprocessors)
+                                                         : gpu::dequantised_workspace(site, layout, rows);
+  }
+  void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
+    const auto& site = static_cast<const PackedSite&>(packed);
+    if (few_rows(site.site, site.layout, args.rows, site.multiprocessors)) {
+      gpu::small_rows(site, args, cuda_stream(stream));
+    } else {
+      gpu::dequantised(site, args, cuda_stream(stream));
+    }
+  }
+};
+
+class DequantKernel final : public PackedKernel {
+ public:
+  std::string_view name() const override { return "dequant"; }
+  KernelTraits traits() const override {
+    return {.summary = "writes weights out as f16, bf16 or f32, then multiplies by cuBLASLt: for many rows",
+            .accumulate = "f32",
+            .in_auto = false};
+  }
+  std::size_t workspace(const LinearSite& site, std::int64_t rows) const override {
+    return gpu::dequantised_workspace(site, gpu::layout_of(site), rows);
+  }
+  void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
+    gpu::dequantised(static_cast<const PackedSite&>(packed), args, cuda_stream(stream));
+  }
+};
+
+NIBBLE_REGISTER_KERNEL(DeviceKind::cuda, NibbleKernel);
+NIBBLE_REGISTER_KERNEL(DeviceKind::cuda, DequantKernel);
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,58 @@
+// A site's weights in the layout of layout.h, and the GPU functions that work on them.
+#pragma once
+
+#include "core/cuda/cuda_device.h"
+#include "kernels/cuda/nibble/layout.h"
+#include "kernels/linear_kernel.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace nibble::gpu {
+
+class PackedSite final : public PackedLinear {
+ public:
+  LinearSite site;
+  PackedLayout layout;
+  std::vector<std::int64_t> first_strips;  // of each part (gated: one)
+  int multiprocessors = 0;
+  std::unique_ptr<Buffer> weights;
+  std::unique_ptr<Buffer> order;    // InputOrder::inputs, int32; null where packed place p holds input p
+  std::unique_ptr<Buffer> bias;     // f32, parts one after another; null where there is none
+  std::unique_ptr<Buffer> tickets;  // uint32 [strips], all 0 between calls
+  std::size_t bytes() const override;
+
+  const std::int32_t* order_data() const {
+    return order ? reinterpret_cast<const std::int32_t*>(order->data()) : nullptr;
+  }
+  const float* bias_data() const { return bias ? reinterpret_cast<const float*>(bias->data()) : nullptr; }
+};
+
+std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const LinearTensors> tensors,
+                                      CudaDevice& device, Stream& stream);
+
+/// Bytes that pack_site() will keep.
+std::size_t packed_site_bytes(const LinearSite& site);
+
+// --- Up to kMostSmallRows rows: weights stream once through the tensor cores. f16 and bf16.
+constexpr std::int64_t kMostSmallRows = 16;
+/// `multiprocessors` of the device that it will run on.
+std::size_t small_rows_workspace(const PackedLayout& layout, std::int64_t rows, int multiprocessors);
+/// Prologue, product and epilogue in one kernel.
+void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream);
+
+// --- Any number of rows: weights are written out, then cuBLASLt multiplies.
+std::size_t dequantised_workspace(const LinearSite& site, const PackedLayout& layout, std::int64_t rows);
+void dequantised(const PackedSite& packed, const LinearArgs& args, CudaStream& stream);
+
+/// Writes all weights as `compute` (f32, f16 or bf16) to `to`, [strips * 16, packed_inputs].
+void dequantise(const PackedSite& packed, DType compute, void* to, CudaStream& stream);
+/// y[m, p] = x[m, order[p]] of `compute`, normed where the site's prologue says so; zeros at empty places.
+void stage_inputs(const PackedSite& packed, const LinearArgs& args, DType compute, void* to, CudaStream& stream);
+/// y = act(gate) * up from products of a gated site's strips, [rows, strips * 16] of `compute`.
+void activate_strips(const PackedSite& packed, const void* products, DType compute, const MatrixRef& y,
+                     CudaStream& stream);
+
+}  // namespace nibble::gpu

@@ -1,0 +1,738 @@
+// Products of up to 16 rows with quantised weights: prologue, product and epilogue in one kernel that reads the weights
+// once, at the speed of memory.
+//
+// Codes go to the tensor core as they are (fragments.cuh), and scale and zero point come after a set of inputs:
+// sum s (q - z) x = s (sum q x - z sum x), with sums in f32. Inputs are staged in shared memory as f16, scaled by a
+// power of two for each token and slice so that the largest is near 2^13: that keeps 11 bits of each, of bf16 and f32
+// inputs too, whatever their range. The factor of a norm is the same for all inputs of a token, so it multiplies the
+// result.
+#include "core/checked.h"
+#include "core/cuda/launch.cuh"
+#include "kernels/cuda/activation.cuh"
+#include "kernels/cuda/nibble/fragments.cuh"
+#include "kernels/cuda/nibble/small_rows.h"
+#include "kernels/cuda/nibble/weight_ring.cuh"
+
+#include <algorithm>
+
+namespace nibble::gpu {
+namespace {
+
+// Two blocks may share a multiprocessor (228 KB on Hopper, 1 KB of each block is the system's), so that the next
+// kernel's weights are on their way while this one ends.
+constexpr std::size_t kSharedBytes = 113 * 1024;
+// Places for the tokens' scales, factors and sums, the warps' pieces and barriers.
+constexpr std::size_t kFixedBytes = 1024;
+// The largest staged input is in [2^13, 2^14): in f16's range, and 2^-6 of it still 21 bits above its subnormals.
+constexpr int kTopExponent = 13;
+constexpr int kMostTokens = static_cast<int>(kMostSmallRows);
+
+// Sets a piece apart in the ledger of a block's warps.
+struct WarpPieces {
+  int head = -1;  // strip, -1: none
+  int tail = -1;
+  bool head_begins = false;  // the head piece has the strip's first block of the slice
+  bool head_ends = false;    // ... its last
+};
+
+struct Shared {
+  float unscale[kMostTokens];  // 2^24 / the token's scale
+  float factor[kMostTokens];   // of the norm, with one slice
+  float squares[kMostTokens];
+  float reduce[2][kSmallWarps];
+  WarpPieces pieces[kSmallWarps];
+  std::uint64_t barriers[kSmallWarps][kStages];
+};
+static_assert(sizeof(Shared) <= kFixedBytes);
+
+// A slice of the line of items, in blocks of weights.
+struct Slice {
+  int first_block;  // of a strip
+  int blocks;
+  int base;  // first item
+};
+
+__device__ Slice slice_of(const SmallRowsArgs& a, int s) {
+  Slice out;
+  out.first_block = s * a.slice_blocks;
+  out.blocks = min(a.slice_blocks, a.blocks - out.first_block);
+  out.base = a.strips * out.first_block;
+  return out;
+}
+
+// First item of a thread block, and the thread block of an item: items are divided evenly. Products stay below 2^32:
+// small_rows() sees to it.
+__device__ int first_item(std::uint32_t items, std::uint32_t block) {
+  return static_cast<int>(items * block / gridDim.x);
+}
+__device__ int block_of_item(std::uint32_t items, int item) {
+  return static_cast<int>(((static_cast<std::uint32_t>(item) + 1) * gridDim.x - 1) / items);
+}
+
+__device__ __forceinline__ void multiply_add(float (&d)[4], const FragmentA& a, std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
+}
+
+// --- Staging ---------------------------------------------------------------------------------------------------------
+
+template <typename T>
+__device__ void load_scalars(const SmallRowsArgs& a, const T* row, int place, float (&v)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int input = a.order != nullptr ? a.order[place + i] : (place + i < a.inputs ? place + i : -1);
+    v[i] = input >= 0 ? to_float(row[input]) : 0.0f;
+  }
+}
+
+// Inputs of 8 packed places of a token, and their weights of the norm.
+__device__ void load_inputs(const SmallRowsArgs& a, int token, int place, float (&v)[8], float (&w)[8]) {
+  const bool vectors = a.x_vectors && a.order == nullptr && place + 8 <= a.inputs;
+  const std::int64_t row = token * a.x_stride;
+  if (a.x_dtype == DType::f32) {
+    const float* x = static_cast<const float*>(a.x) + row;
+    if (vectors) {
+      const float4 p = *reinterpret_cast<const float4*>(x + place);
+      const float4 q = *reinterpret_cast<const float4*>(x + place + 4);
+      v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w, v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
+    } else {
+      load_scalars(a, x, place, v);
+    }
+  } else {
+    const auto* x = static_cast<const std::uint16_t*>(a.x) + row;
+    const bool half = a.x_dtype == DType::f16;
+    if (vectors) {
+      const uint4 p = *reinterpret_cast<const uint4*>(x + place);
+      const std::uint32_t words[4] = {p.x, p.y, p.z, p.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (half) {
+          const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+          v[2 * i] = f.x, v[2 * i + 1] = f.y;
+        } else {
+          v[2 * i] = __uint_as_float(words[i] << 16);
+          v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        }
+      }
+    } else if (half) {
+      load_scalars(a, reinterpret_cast<const __half*>(x), place, v);
+    } else {
+      load_scalars(a, reinterpret_cast<const __nv_bfloat16*>(x), place, v);
+    }
+  }
+  if (a.norm_weight == nullptr) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) w[i] = 1;
+  } else if (vectors) {
+    const float4 p = *reinterpret_cast<const float4*>(a.norm_weight + place);
+    const float4 q = *reinterpret_cast<const float4*>(a.norm_weight + place + 4);
+    w[0] = p.x, w[1] = p.y, w[2] = p.z, w[3] = p.w, w[4] = q.x, w[5] = q.y, w[6] = q.z, w[7] = q.w;
+  } else {
+    load_scalars(a, a.norm_weight, place, w);
+  }
+}
+
+// The power of two that brings `most` into [2^13, 2^14), and what undoes it.
+__device__ float scale_for(float most) {
+  const int exponent = static_cast<int>(__float_as_uint(most) >> 23) - 127;
+  // Zeros and subnormals stay as they are; so do infinities and NaNs, which the result then shows.
+  if (exponent == -127 || exponent == 128) return 1;
+  return __uint_as_float(static_cast<std::uint32_t>(127 + min(kTopExponent - exponent, 126)) << 23);
+}
+
+// Writes the slice of all tokens to `staged` in the order of matrix B, [block][pair of steps][token][c] 16 bytes, and
+// the sums of each set to `sums` [set][token], times 2^-24 as the products are. A team of warps takes a token.
+template <int BITS, int SETS>
+__device__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_index, Shared& shared, std::byte* staged,
+                      float* sums) {
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int team = a.rows == 1 ? 8 : a.rows == 2 ? 4 : a.rows <= 4 ? 2 : 1;
+  const int member = warp % team;
+  const int chunks = slice.blocks * 16;  // of 8 inputs
+  const int first_place = slice.first_block * kBlockInputs;
+
+  // Uniform over the thread block: with teams of several warps there is one round.
+  for (int base = 0; base < a.rows; base += kSmallWarps / team) {
+    const int token = base + warp / team;
+    float squares = 0;
+    float most = 0;
+    if (token < a.rows) {
+      for (int chunk = member * 32 + lane; chunk < chunks; chunk += team * 32) {
+        float v[8];
+        float w[8];
+        load_inputs(a, token, first_place + chunk * 8, v, w);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          squares += v[i] * v[i];
+          most = fmaxf(most, fabsf(v[i] * w[i]));
+        }
+      }
+    }
+    squares = warp_sum(squares);
+    most = warp_max(most);
+    if (team > 1) {
+      if (lane == 0) {
+        shared.reduce[0][warp] = squares;
+        shared.reduce[1][warp] = most;
+      }
+      __syncthreads();
+      squares = 0;
+      most = 0;
+      for (int i = warp - member; i < warp - member + team; ++i) {
+        squares += shared.reduce[0][i];
+        most = fmaxf(most, shared.reduce[1][i]);
+      }
+    }
+    if (token >= a.rows) continue;
+    const float scale = scale_for(most);
+    if (lane == 0 && member == 0) {
+      shared.unscale[token] = 16777216.0f / scale;  // 2^24: codes are multiples of 2^-24
+      shared.squares[token] = squares;
+      // Every thread block of the slice writes the same bits.
+      if (a.norm_weight != nullptr && a.slices > 1) a.squares[slice_index * kMostTokens + token] = squares;
+      shared.factor[token] =
+          a.norm_weight != nullptr ? rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps) : 1.0f;
+    }
+    for (int first = member * 32; first < chunks; first += team * 32) {
+      const int chunk = first + lane;
+      float sum = 0;
+      if (chunk < chunks) {
+        float v[8];
+        float w[8];
+        load_inputs(a, token, first_place + chunk * 8, v, w);
+        const int step = chunk % 16 / 2;
+        const int pair = chunk % 2;
+        const int shift = input_shift(BITS, step, pair);
+        // Exact powers of two, by their exponents.
+        const float down = scale * __uint_as_float(static_cast<std::uint32_t>(127 - shift) << 23);
+        const float up = __uint_as_float(static_cast<std::uint32_t>(127 + shift) << 23);
+        std::byte* to = staged + ((chunk / 16 * 4 + step / 2) * a.rows + token) * 64 + step % 2 * 8 + pair * 4;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const __half2 h = __floats2half2_rn(v[2 * c] * w[2 * c] * down, v[2 * c + 1] * w[2 * c + 1] * down);
+          *reinterpret_cast<__half2*>(to + c * 16) = h;
+          const float2 f = __half22float2(h);
+          sum += (f.x + f.y) * up;
+        }
+      }
+      // The chunks of a set are neighbouring lanes.
+      constexpr int kSetChunks = 16 / SETS;
+#pragma unroll
+      for (int offset = kSetChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+      if (chunk < chunks && lane % kSetChunks == 0)
+        sums[chunk / kSetChunks * a.rows + token] = sum * 5.9604644775390625e-8f;  // 2^-24
+    }
+  }
+}
+
+// --- Products --------------------------------------------------------------------------------------------------------
+
+// One block of weights with the staged inputs of its place: acc += s (sum q x - z sum x).
+template <int BITS, int TILES, int SETS>
+struct BlockProduct {
+  static constexpr int kSteps = 8 / SETS;  // of a set
+  LaneCodes<BITS> codes;
+  float part[TILES][2][4];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) part[t][0][i] = part[t][1][i] = 0;
+    }
+  }
+
+  template <int STEP>
+  __device__ __forceinline__ void step(const SmallRowsArgs& a, const std::byte* block, const std::byte* staged,
+                                       const float* sums, const int (&token_at)[TILES], int lane, uint4 (&b)[TILES],
+                                       float (&acc)[TILES][4]) {
+    if constexpr (STEP < 8) {
+      if constexpr (STEP % kSteps == 0) clear();
+      if constexpr (STEP % 2 == 0) {
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+          b[t] = *reinterpret_cast<const uint4*>(staged + STEP / 2 * a.rows * 64 + token_at[t]);
+      }
+      const FragmentA fragment = codes.template fragment<STEP>();
+#pragma unroll
+      for (int t = 0; t < TILES; ++t) {
+        multiply_add(part[t][STEP % 2], fragment, STEP % 2 == 0 ? b[t].x : b[t].z, STEP % 2 == 0 ? b[t].y : b[t].w);
+      }
+      if constexpr (STEP % kSteps == kSteps - 1) finish_set<STEP / kSteps>(a, block, sums, lane, acc);
+      step<STEP + 1>(a, block, staged, sums, token_at, lane, b, acc);
+    }
+  }
+
+  template <int SET>
+  __device__ __forceinline__ void finish_set(const SmallRowsArgs& a, const std::byte* block, const float* sums,
+                                             int lane, float (&acc)[TILES][4]) {
+    const int g = lane / 4;
+    const int c = lane % 4;
+    const auto* scales = reinterpret_cast<const __half2*>(block + BITS * 256);
+    const float2 s = __half22float2(scales[SET * 8 + g]);
+    float z0 = a.zero;
+    float z1 = a.zero;
+    if (a.zeros) {
+      const uchar2 z = reinterpret_cast<const uchar2*>(block + BITS * 256 + SETS * 32)[SET * 8 + g];
+      z0 = static_cast<float>(z.x);
+      z1 = static_cast<float>(z.y);
+    }
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+      // Tokens past the last repeat it; nobody reads their results.
+      const float x0 = sums[SET * a.rows + min(8 * t + 2 * c, a.rows - 1)];
+      const float x1 = sums[SET * a.rows + min(8 * t + 2 * c + 1, a.rows - 1)];
+      acc[t][0] += s.x * (part[t][0][0] + part[t][1][0] - z0 * x0);
+      acc[t][1] += s.x * (part[t][0][1] + part[t][1][1] - z0 * x1);
+      acc[t][2] += s.y * (part[t][0][2] + part[t][1][2] - z1 * x0);
+      acc[t][3] += s.y * (part[t][0][3] + part[t][1][3] - z1 * x1);
+    }
+  }
+};
+
+// --- Epilogue --------------------------------------------------------------------------------------------------------
+
+__device__ float read(const void* p, DType dtype, std::int64_t i) {
+  if (dtype == DType::f32) return static_cast<const float*>(p)[i];
+  if (dtype == DType::f16) return __half2float(static_cast<const __half*>(p)[i]);
+  return __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
+}
+
+__device__ void write(void* p, DType dtype, std::int64_t i, float v) {
+  if (dtype == DType::f32) {
+    static_cast<float*>(p)[i] = v;
+  } else if (dtype == DType::f16) {
+    static_cast<__half*>(p)[i] = __float2half_rn(v);
+  } else {
+    static_cast<__nv_bfloat16*>(p)[i] = __float2bfloat16_rn(v);
+  }
+}
+
+// The whole sums of a strip, in the order of matrix D: rows g (sum[t][0..1]) and g + 8 ([2..3]), tokens 8 t + 2 c and
+// the next.
+template <int TILES>
+__device__ void finish_strip(const SmallRowsArgs& a, const Shared& shared, int strip, int lane,
+                             const float (&sum)[TILES][4]) {
+  const int g = lane / 4;
+  const int c = lane % 4;
+  int part = 0;
+  if (a.epilogue != EpilogueKind::gated) {
+    while (part + 1 < a.parts && strip >= a.first_strip[part + 1]) ++part;
+  }
+#pragma unroll
+  for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = 8 * t + 2 * c + i;
+      if (token >= a.rows) continue;
+      float factor = shared.factor[token];
+      if (a.norm_weight != nullptr && a.slices > 1) {
+        float squares = 0;
+        for (int s = 0; s < a.slices; ++s) squares += __ldcg(a.squares + s * kMostTokens + token);
+        factor = rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps);
+      }
+      float low = sum[t][i] * factor;
+      float high = sum[t][2 + i] * factor;
+      if (a.epilogue == EpilogueKind::gated) {
+        const int output = strip * 8 + g;
+        if (output >= a.outputs[0]) continue;
+        if (a.bias != nullptr) {
+          low += a.bias[a.bias_at[0] + output];
+          high += a.bias[a.bias_at[1] + output];
+        }
+        write(a.y[0], a.y_dtype, token * a.y_stride[0] + output, activate(a.activation, low) * high);
+        continue;
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int output = (strip - a.first_strip[part]) * kStripRows + g + 8 * h;
+        if (output >= a.outputs[part]) continue;
+        float v = h == 0 ? low : high;
+        if (a.bias != nullptr) v += a.bias[a.bias_at[part] + output];
+        if (a.epilogue == EpilogueKind::residual) v += read(a.residual, a.y_dtype, token * a.residual_stride + output);
+        write(a.y[part], a.y_dtype, token * a.y_stride[part] + output, v);
+      }
+    }
+  }
+}
+
+// Leaves a piece in global memory; whoever brings the strip's last one adds them all, slice by slice and in each by
+// thread block, and finishes the strip.
+template <int TILES>
+__device__ void deliver(const SmallRowsArgs& a, const Shared& shared, std::uint32_t items, int strip, std::size_t slot,
+                        int lane, float (&sum)[TILES][4]) {
+  auto* pieces = reinterpret_cast<float4*>(a.pieces);
+#pragma unroll
+  for (int t = 0; t < TILES; ++t)
+    __stcg(pieces + (slot * TILES + t) * 32 + lane, make_float4(sum[t][0], sum[t][1], sum[t][2], sum[t][3]));
+  __threadfence();
+  __syncwarp();
+  // Lane s knows which thread blocks have pieces of slice s.
+  int first = 0;
+  int last = -1;
+  if (lane < a.slices) {
+    const Slice slice = slice_of(a, lane);
+    const int item = slice.base + strip * slice.blocks;
+    first = block_of_item(items, item);
+    last = block_of_item(items, item + slice.blocks - 1);
+  }
+  int expected = last - first + 1;
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) expected += __shfl_xor_sync(0xffffffffu, expected, offset);
+  std::uint32_t arrived = 0;
+  if (lane == 0) arrived = atomicAdd(a.tickets + strip, 1u) + 1;
+  arrived = __shfl_sync(0xffffffffu, arrived, 0);
+  if (arrived != static_cast<std::uint32_t>(expected)) return;
+  __threadfence();
+#pragma unroll
+  for (int t = 0; t < TILES; ++t) sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = 0;
+  for (int s = 0; s < a.slices; ++s) {
+    const int from = __shfl_sync(0xffffffffu, first, s);
+    const int to = __shfl_sync(0xffffffffu, last, s);
+    for (int block = from; block <= to; ++block) {
+      const std::size_t at = from == to      ? 2 * static_cast<std::size_t>(gridDim.x) + s * a.strips + strip
+                             : block == from ? 2 * static_cast<std::size_t>(block) + 1
+                                             : 2 * static_cast<std::size_t>(block);
+#pragma unroll
+      for (int t = 0; t < TILES; ++t) {
+        const float4 p = __ldcg(pieces + (at * TILES + t) * 32 + lane);
+        sum[t][0] += p.x, sum[t][1] += p.y, sum[t][2] += p.z, sum[t][3] += p.w;
+      }
+    }
+  }
+  if (lane == 0) a.tickets[strip] = 0;
+  finish_strip<TILES>(a, shared, strip, lane, sum);
+}
+
+// --- The kernel ------------------------------------------------------------------------------------------------------
+
+template <int BITS>
+constexpr int kStageBlocks = BITS == 8 ? 1 : 2;
+
+template <int BITS, int TILES, int SETS>
+__global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a,
+                                                                      int inputs_bytes) {
+  extern __shared__ __align__(128) std::byte memory[];
+  constexpr int kBlocksAStage = kStageBlocks<BITS>;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int stage_bytes = kBlocksAStage * a.block_bytes;
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  std::byte* ring_memory = memory + kFixedBytes;
+  std::byte* staged = ring_memory + kSmallWarps * kStages * stage_bytes;
+  float* sums = reinterpret_cast<float*>(staged + inputs_bytes);
+
+  const std::uint32_t items = static_cast<std::uint32_t>(a.strips) * static_cast<std::uint32_t>(a.blocks);
+  const int block_begin = first_item(items, blockIdx.x);
+  const int block_end = first_item(items, blockIdx.x + 1);
+  WeightRing ring(ring_memory + warp * kStages * stage_bytes, shared.barriers[warp], stage_bytes, lane);
+  int token_at[TILES];
+#pragma unroll
+  for (int t = 0; t < TILES; ++t) token_at[t] = min(8 * t + lane / 4, a.rows - 1) * 64 + lane % 4 * 16;
+
+  bool waited = false;
+  for (int begin = block_begin; begin < block_end;) {
+    // The items of this thread block in one slice, and this warp's share of them.
+    const int slice_index = begin / (a.strips * a.slice_blocks);
+    const Slice slice = slice_of(a, slice_index);
+    const int end = min(block_end, slice.base + a.strips * slice.blocks);
+    const int count = end - begin;
+    const int warp_begin = begin + count * warp / kSmallWarps;
+    const int warp_end = begin + count * (warp + 1) / kSmallWarps;
+
+    // What is fetched next: a strip, and a block of it in the slice.
+    int fetch = warp_begin;
+    int fetch_strip = (fetch - slice.base) / slice.blocks;
+    int fetch_block = (fetch - slice.base) % slice.blocks;
+    const auto fill = [&] {
+      const int n = max(0, min(kBlocksAStage, warp_end - fetch));
+      const auto address = [&](int strip, int block) {
+        return a.weights + (static_cast<std::int64_t>(strip) * a.blocks + slice.first_block + block) * a.block_bytes;
+      };
+      // Blocks of two strips lie apart.
+      const int here = min(n, slice.blocks - fetch_block);
+      ring.fill(address(fetch_strip, fetch_block), here * a.block_bytes, address(fetch_strip + 1, 0),
+                (n - here) * a.block_bytes);
+      fetch += n;
+      fetch_block += n;
+      if (fetch_block >= slice.blocks) {
+        fetch_block -= slice.blocks;
+        ++fetch_strip;
+      }
+    };
+    for (int i = 0; i < kStages; ++i) fill();
+    if (!waited) {
+      // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
+      pdl_launch();
+      pdl_wait();
+      waited = true;
+    }
+    stage<BITS, SETS>(a, slice, slice_index, shared, staged, sums);
+    __syncthreads();
+
+    int strip = (warp_begin - slice.base) / slice.blocks;
+    int block = (warp_begin - slice.base) % slice.blocks;
+    WarpPieces mine;
+    bool whole = block == 0;  // the strip at hand began in this warp
+    const bool first_begins = whole;
+    bool first = true;
+    float acc[TILES][4] = {};
+    float head[TILES][4] = {};
+    // In true units: pieces of other slices have other scales.
+    const auto unscale = [&](float(&v)[TILES][4]) {
+#pragma unroll
+      for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float factor = shared.unscale[min(8 * t + 2 * (lane % 4) + i, a.rows - 1)];
+          v[t][i] *= factor;
+          v[t][2 + i] *= factor;
+        }
+      }
+    };
+    const auto whole_slot = [&](int s) {
+      return 2 * static_cast<std::size_t>(gridDim.x) + static_cast<std::size_t>(slice_index) * a.strips + s;
+    };
+    for (int at = warp_begin; at < warp_end; at += kBlocksAStage) {
+      const std::byte* stage_at = ring.wait();
+#pragma unroll
+      for (int j = 0; j < kBlocksAStage; ++j) {
+        if (at + j >= warp_end) break;
+        const std::byte* weights = stage_at + j * a.block_bytes;
+        BlockProduct<BITS, TILES, SETS> product;
+        product.codes.load(weights, lane);
+        uint4 b[TILES];
+        product.template step<0>(a, weights, staged + block * a.rows * 256, sums + block * SETS * a.rows, token_at,
+                                 lane, b, acc);
+        if (++block < slice.blocks) continue;
+        // The strip ends here.
+        if (!whole) {
+          mine.head = strip;
+          mine.head_ends = true;
+#pragma unroll
+          for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) head[t][i] = acc[t][i];
+          }
+        } else {
+          unscale(acc);
+          if (a.slices == 1) {
+            finish_strip<TILES>(a, shared, strip, lane, acc);
+          } else {
+            deliver<TILES>(a, shared, items, strip, whole_slot(strip), lane, acc);
+          }
+        }
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
+        block = 0;
+        ++strip;
+        whole = true;
+        first = false;
+      }
+      ring.release();
+      fill();
+    }
+    if (warp_begin < warp_end && block != 0) {
+      // What is left is part of a strip; where it is all that the warp had, it is its head.
+      if (first) {
+        mine.head = strip;
+        mine.head_begins = first_begins;
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) head[t][i] = acc[t][i];
+        }
+      } else {
+        mine.tail = strip;
+      }
+    }
+    // The pieces of the warps take the place of the inputs, which all have read.
+    __syncthreads();
+    auto* pieces = reinterpret_cast<float4*>(staged);
+    if (lane == 0) shared.pieces[warp] = mine;
+#pragma unroll
+    for (int t = 0; t < TILES; ++t) {
+      if (mine.head >= 0)
+        pieces[((warp * 2 + 0) * TILES + t) * 32 + lane] = make_float4(head[t][0], head[t][1], head[t][2], head[t][3]);
+      if (mine.tail >= 0)
+        pieces[((warp * 2 + 1) * TILES + t) * 32 + lane] = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
+    }
+    __syncthreads();
+    bool before = false;  // an earlier warp had items of this slice
+    for (int w = 0; w < warp; ++w) before = before || count * w / kSmallWarps < count * (w + 1) / kSmallWarps;
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which) {
+      const int id = which == 0 ? mine.head : mine.tail;
+      // The warp that has the first piece of a strip adds those of the warps behind it.
+      if (id < 0 || (which == 0 && !mine.head_begins && before)) continue;
+      float sum[TILES][4];
+#pragma unroll
+      for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[t][i] = which == 0 ? head[t][i] : acc[t][i];
+      }
+      const bool begins = which == 1 || mine.head_begins;
+      bool ends = which == 0 && mine.head_ends;
+      for (int w = warp + 1; w < kSmallWarps && !ends; ++w) {
+        const WarpPieces theirs = shared.pieces[w];
+        if (theirs.head != id) continue;
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+          const float4 p = pieces[((w * 2 + 0) * TILES + t) * 32 + lane];
+          sum[t][0] += p.x, sum[t][1] += p.y, sum[t][2] += p.z, sum[t][3] += p.w;
+        }
+        ends = theirs.head_ends;
+      }
+      unscale(sum);
+      if (begins && ends && a.slices == 1) {
+        finish_strip<TILES>(a, shared, id, lane, sum);
+      } else {
+        const std::size_t slot =
+            begins && ends ? whole_slot(id) : 2 * static_cast<std::size_t>(blockIdx.x) + (begins ? 1 : 0);
+        deliver<TILES>(a, shared, items, id, slot, lane, sum);
+      }
+    }
+    // The next slice's inputs go where the pieces are.
+    __syncthreads();
+    begin = end;
+  }
+  // A thread block without work still takes part in the chain of dependencies.
+  if (!waited) {
+    pdl_launch();
+    pdl_wait();
+  }
+}
+
+using Kernel = void (*)(SmallRowsArgs, int);
+
+template <int BITS, int TILES>
+Kernel kernel_of_sets(int sets) {
+  switch (sets) {
+    case 1:
+      return small_rows_kernel<BITS, TILES, 1>;
+    case 2:
+      return small_rows_kernel<BITS, TILES, 2>;
+    case 4:
+      return small_rows_kernel<BITS, TILES, 4>;
+    default:
+      return small_rows_kernel<BITS, TILES, 8>;
+  }
+}
+
+template <int TILES>
+Kernel kernel_of(int bits, int sets) {
+  switch (bits) {
+    case 2:
+      return kernel_of_sets<2, TILES>(sets);
+    case 3:
+      return kernel_of_sets<3, TILES>(sets);
+    case 4:
+      return kernel_of_sets<4, TILES>(sets);
+    default:
+      return kernel_of_sets<8, TILES>(sets);
+  }
+}
+
+bool aligned_rows(const MatrixRef& m) {
+  const std::size_t element = bytes_of(m.dtype);
+  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && static_cast<std::size_t>(m.stride) * element % 16 == 0;
+}
+
+}  // namespace
+
+std::size_t SmallRowsPlan::workspace_bytes() const {
+  return pieces * static_cast<std::size_t>(tiles) * 512 + static_cast<std::size_t>(slices) * kMostTokens * 4;
+}
+
+SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, int multiprocessors) {
+  SmallRowsPlan plan;
+  plan.tiles = rows <= 8 ? 1 : 2;
+  plan.stage_blocks = layout.bits == 8 ? 1 : 2;
+  const std::size_t ring = static_cast<std::size_t>(kSmallWarps * kStages * plan.stage_blocks * layout.block_bytes());
+  // What the inputs of a block take: f16, and a sum a set.
+  const std::size_t m = static_cast<std::size_t>(rows);
+  const std::size_t block = m * kBlockInputs * 2;
+  const std::size_t block_sums = m * static_cast<std::size_t>(layout.sets) * 4;
+  const std::size_t warp_pieces =
+      static_cast<std::size_t>(kSmallWarps) * 2 * static_cast<std::size_t>(plan.tiles) * 512;
+  const std::size_t room = kSharedBytes - kFixedBytes - ring;
+  const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(room / (block + block_sums)));
+  plan.slices = static_cast<int>(ceil_div(layout.blocks, most));
+  plan.slice_blocks = static_cast<int>(ceil_div(layout.blocks, static_cast<std::int64_t>(plan.slices)));
+  // Rounding up may leave nothing for the last.
+  plan.slices = static_cast<int>(ceil_div(layout.blocks, static_cast<std::int64_t>(plan.slice_blocks)));
+  plan.inputs_bytes = std::max(static_cast<std::size_t>(plan.slice_blocks) * block, warp_pieces);
+  plan.shared_bytes = kFixedBytes + ring + plan.inputs_bytes + static_cast<std::size_t>(plan.slice_blocks) * block_sums;
+  const std::int64_t items = layout.strips() * layout.blocks;
+  // A warp with less than a block has nothing to do.
+  plan.grid =
+      static_cast<int>(std::clamp<std::int64_t>(ceil_div(items, std::int64_t{kSmallWarps}), 1, multiprocessors));
+  plan.pieces =
+      2 * static_cast<std::size_t>(plan.grid) +
+      (plan.slices > 1 ? static_cast<std::size_t>(plan.slices) * static_cast<std::size_t>(layout.strips()) : 0);
+  return plan;
+}
+
+std::size_t small_rows_workspace(const PackedLayout& layout, std::int64_t rows, int multiprocessors) {
+  return plan_small_rows(layout, rows, multiprocessors).workspace_bytes();
+}
+
+void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream) {
+  const PackedLayout& layout = packed.layout;
+  const LinearSite& site = packed.site;
+  const SmallRowsPlan plan = plan_small_rows(layout, args.rows, packed.multiprocessors);
+  SmallRowsArgs a;
+  a.weights = packed.weights->data();
+  a.block_bytes = layout.block_bytes();
+  a.blocks = static_cast<int>(layout.blocks);
+  a.strips = static_cast<int>(layout.strips());
+  a.zeros = layout.zeros;
+  a.zero = static_cast<float>(1 << (layout.bits - 1));
+  a.rows = static_cast<int>(args.rows);
+  a.inputs = static_cast<int>(layout.inputs);
+  a.x = args.x.data;
+  a.x_dtype = args.x.dtype;
+  a.x_stride = args.x.stride;
+  a.x_vectors = aligned_rows(args.x);
+  a.order = packed.order_data();
+  if (site.prologue.kind == PrologueKind::rms_norm) {
+    a.norm_weight = args.norm_weight;
+    a.norm_eps = site.prologue.eps;
+  }
+  a.slices = plan.slices;
+  a.slice_blocks = plan.slice_blocks;
+  a.pieces = reinterpret_cast<float*>(args.workspace);
+  a.squares = a.pieces + plan.pieces * static_cast<std::size_t>(plan.tiles) * 128;
+  a.tickets = reinterpret_cast<std::uint32_t*>(packed.tickets->data());
+  a.epilogue = site.epilogue.kind;
+  a.activation = site.epilogue.activation;
+  a.bias = packed.bias_data();
+  a.parts = static_cast<int>(site.parts.size());
+  int bias_at = 0;
+  for (std::size_t i = 0; i < site.parts.size(); ++i) {
+    a.first_strip[i] = layout.gated ? 0 : static_cast<int>(packed.first_strips[i]);
+    a.outputs[i] = static_cast<int>(site.parts[i].out_features);
+    a.bias_at[i] = bias_at;
+    bias_at += a.outputs[i];
+  }
+  for (std::size_t i = 0; i < args.y.size(); ++i) {
+    a.y[i] = args.y[i].data;
+    a.y_stride[i] = args.y[i].stride;
+  }
+  a.y_dtype = args.y.front().dtype;
+  a.residual = args.residual.data;
+  a.residual_stride = args.residual.stride;
+  const Kernel kernel =
+      plan.tiles == 1 ? kernel_of<1>(layout.bits, layout.sets) : kernel_of<2>(layout.bits, layout.sets);
+  check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(plan.shared_bytes)),
+             "asking for shared memory");
+  launch(stream, dim3(static_cast<unsigned>(plan.grid)), dim3(kSmallThreads), plan.shared_bytes, Overlap::yes, kernel,
+         a, static_cast<int>(plan.inputs_bytes));
+}
+
+}  // namespace nibble::gpu
