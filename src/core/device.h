@@ -58,6 +58,8 @@ class Device {
   /// At least `bytes` of uninitialised memory, aligned to 256 bytes; Error naming `purpose` when there is not so much.
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) = 0;
   virtual std::unique_ptr<Stream> make_stream() = 0;
+  /// Gives back memory that was kept for packing further weights. Nothing may be under way.
+  virtual void trim() {}
 };
 
 }  // namespace nibble

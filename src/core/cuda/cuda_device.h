@@ -56,6 +56,10 @@ class CudaDevice final : public Device {
   /// Copies from memory that may be a mapped file: read by several threads into pinned slots, sent as they fill. The
   /// copy is ordered before what is enqueued on `stream` after the call; `from` has been read when it returns.
   void upload(void* to, const void* from, std::size_t bytes, Stream& stream);
+  /// Memory of at least this many bytes for tensors on their way into a kernel's layout; the next call may give the
+  /// same memory, so what is enqueued on one stream uses it in turn. Kept until trim().
+  std::byte* staging(std::size_t bytes);
+  void trim() override;
 
  private:
   int index_;
@@ -64,6 +68,7 @@ class CudaDevice final : public Device {
   int capability_ = 0;
   std::size_t shared_memory_ = 0;
   std::unique_ptr<Uploader> uploader_;
+  std::unique_ptr<Buffer> staging_;
 };
 
 /// The stream, the device as what they must be for a CUDA kernel or op; Error when they belong to another device.
