@@ -80,8 +80,8 @@ class TypedMatrix {
     const float step = sigma * 1.7320508f / 65536;  // sqrt(3): four of variance (65536^2) / 12 each have it together
     for (std::int64_t r = 0; r < rows_; ++r) {
       for (std::int64_t c = 0; c < columns_; ++c) {
-        const std::uint32_t a = random();
-        const std::uint32_t b = random();
+        const auto a = static_cast<std::uint32_t>(random());
+        const auto b = static_cast<std::uint32_t>(random());
         const auto sum = static_cast<std::int32_t>((a & 0xffff) + (a >> 16) + (b & 0xffff) + (b >> 16));
         set(r, c, static_cast<float>(sum - 2 * 65535) * step);
       }
