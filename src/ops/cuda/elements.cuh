@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace nibble::cuda {
@@ -62,8 +63,9 @@ __device__ __forceinline__ void load(const T* from, float (&to)[kCount]) {
     }
   } else {
     using Word = std::conditional_t<kCount == 8, uint4, uint2>;
-    alignas(Word) T elements[kCount];
-    *reinterpret_cast<Word*>(elements) = *reinterpret_cast<const Word*>(from);
+    const Word word = *reinterpret_cast<const Word*>(from);
+    T elements[kCount];
+    memcpy(elements, &word, sizeof word);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) to[i] = to_float(elements[i]);
   }
@@ -82,10 +84,12 @@ __device__ __forceinline__ void store(T* to, const float (&from)[kCount]) {
     }
   } else {
     using Word = std::conditional_t<kCount == 8, uint4, uint2>;
-    alignas(Word) T elements[kCount];
+    T elements[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) elements[i] = from_float<T>(from[i]);
-    *reinterpret_cast<Word*>(to) = *reinterpret_cast<const Word*>(elements);
+    Word word;
+    memcpy(&word, elements, sizeof word);
+    *reinterpret_cast<Word*>(to) = word;
   }
 }
 

@@ -15,8 +15,8 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;  // the lanes of a warp
 constexpr int kWarp = 32;
-// Parts of a row in the search: two for each lane of a warp that puts them together, and for one row as many blocks as
-// half the multiprocessors of an H100, 2.4 KB of 152064 logits a warp.
+// Parts of a row in the search, a block each: two for each lane of the warp that puts them together, and for a single
+// row enough for half the multiprocessors of an H100, with ten rounds of 256 threads each over 152064 logits.
 constexpr int kParts = 64;
 constexpr int kSearchThreads = 256;
 constexpr int kDrawThreads = 1024;
