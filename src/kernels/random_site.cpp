@@ -84,7 +84,8 @@ RandomSite::RandomSite(const RandomSiteOptions& options) {
     }
     if (options.bias) {
       Tensor bias(DType::f32, {outputs});
-      for (float& b : bias.as<float>()) b = random.normal();
+      // Exact in all types, as a checkpoint's are in its own.
+      for (float& b : bias.as<float>()) b = bf16_to_float(float_to_bf16(random.normal()));
       biases_.push_back(std::move(bias));
       tensors_.back().bias = biases_.back().view();
     }

@@ -49,7 +49,7 @@ class DenseKernel final : public LinearKernel {
     const std::size_t outputs = static_cast<std::size_t>(site.out_features());
     return checked_mul(checked_mul(outputs, static_cast<std::size_t>(site.in_features()), "a weight matrix"),
                        bytes_of(site.compute), "a weight matrix") +
-           (has_bias(site) ? outputs * sizeof(float) : 0);
+           (has_bias(site) ? outputs * bytes_of(site.y_dtype) : 0);
   }
 
   std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device,
@@ -71,7 +71,7 @@ class DenseKernel final : public LinearKernel {
       outputs.push_back(site.parts[i].out_features);
       biases.push_back(bias_of(tensors[i]));
     }
-    packed->bias = upload_biases(biases, outputs, gpu, stream);
+    packed->bias = upload_biases(biases, outputs, site.y_dtype, gpu, stream);
     return packed;
   }
 
@@ -93,7 +93,7 @@ class DenseKernel final : public LinearKernel {
     product.operands = dense.site.compute;
     product.parts = dense.site.parts;
     product.first_rows = dense.first_rows;
-    product.bias = dense.bias ? reinterpret_cast<const float*>(dense.bias->data()) : nullptr;
+    product.bias = dense.bias ? dense.bias->data() : nullptr;
     product.y = args.y;
     product.workspace = args.workspace;
     if (dense.site.epilogue.kind == EpilogueKind::residual) {

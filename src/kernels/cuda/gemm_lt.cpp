@@ -18,7 +18,7 @@ namespace {
 constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
 
 void check_lt(cublasStatus_t status, const char* what) {
-  if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLASLt: {}: {}", what, cublasGetStatusString(status));
+  if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLASLt: {}: {}", what, cublasLtGetStatusString(status));
 }
 
 cudaDataType_t data_type(DType dtype) {
@@ -47,7 +47,7 @@ struct Plan {
 };
 
 using Key = std::tuple<int, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool,
-                       DType, DType, bool, std::uint32_t, std::uint32_t, std::uint32_t>;
+                       DType, DType, bool, std::uint32_t, std::uint32_t, std::uint32_t, bool>;
 
 class Library {
  public:
@@ -70,7 +70,8 @@ class Library {
                   a.half_accumulate,
                   alignment_of(a.x),
                   alignment_of(a.w),
-                  alignment_of(a.y)};
+                  alignment_of(a.y),
+                  a.same_bias != nullptr};
     const std::lock_guard lock(mutex_);
     const auto found = plans_.find(key);
     return found != plans_.end() ? found->second : plans_.emplace(key, make(a)).first->second;
@@ -102,6 +103,12 @@ class Library {
     check_lt(cublasLtMatrixLayoutCreate(&plan.y, data_type(a.y_dtype), static_cast<std::uint64_t>(a.n),
                                         static_cast<std::uint64_t>(a.m), a.y_stride),
              "describing outputs");
+    if (a.same_bias != nullptr) {
+      const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+      check_lt(
+          cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue),
+          "describing a bias");
+    }
     cublasLtMatmulPreference_t preference = nullptr;
     check_lt(cublasLtMatmulPreferenceCreate(&preference), "describing what is wanted");
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
@@ -143,6 +150,12 @@ void gemm(const GemmArgs& a, CudaStream& stream) {
   if (!plan.algorithm) {
     gemm_plain(a, stream);
     return;
+  }
+  // The plan is shared by all calls of its shape on this thread of enqueueing; the library reads it during the call.
+  if (a.same_bias != nullptr) {
+    check_lt(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a.same_bias,
+                                            sizeof a.same_bias),
+             "giving a bias");
   }
   const float one = 1;
   const float beta = a.accumulate ? 1.0f : 0.0f;

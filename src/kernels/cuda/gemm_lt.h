@@ -22,7 +22,8 @@ struct GemmArgs {
   void* y = nullptr;
   std::int64_t y_stride = 0;
   DType y_dtype = DType::f16;
-  const float* bias = nullptr;  // [n] or null
+  const float* bias = nullptr;      // [n] or null, added after the sum was rounded to y's type
+  const void* same_bias = nullptr;  // [n] of y's type or null, added before it is rounded
   bool accumulate = false;
   bool half_accumulate = false;    // f16 operands and y only
   std::byte* workspace = nullptr;  // gemm_workspace_bytes(), aligned to 256

@@ -11,8 +11,8 @@ constexpr int kTile = 16;
 // One thread an output, tiles of 16 x 16 through shared memory.
 template <typename X, typename Y>
 __global__ void plain_kernel(const X* x, std::int64_t x_stride, const X* w, std::int64_t w_stride, bool w_is_kn, Y* y,
-                             std::int64_t y_stride, const float* bias, bool accumulate, std::int64_t m, std::int64_t n,
-                             std::int64_t k) {
+                             std::int64_t y_stride, const float* bias, const Y* same_bias, bool accumulate,
+                             std::int64_t m, std::int64_t n, std::int64_t k) {
   pdl_wait();
   pdl_launch();
   __shared__ float xs[kTile][kTile + 1];
@@ -42,6 +42,7 @@ __global__ void plain_kernel(const X* x, std::int64_t x_stride, const X* w, std:
       Y* to = y + row * y_stride + column;
       if (accumulate) sum += to_float(*to);
       if (bias != nullptr) sum += bias[column];
+      if (same_bias != nullptr) sum += to_float(same_bias[column]);
       *to = from_float<Y>(sum);
     }
   }
@@ -73,7 +74,7 @@ void gemm_plain(const GemmArgs& a, CudaStream& stream) {
       using Y = decltype(result);
       launch(stream, grid, dim3(kTile, kTile), 0, Overlap::yes, plain_kernel<X, Y>, static_cast<const X*>(a.x),
              a.x_stride, static_cast<const X*>(a.w), a.w_stride, a.w_is_kn, static_cast<Y*>(a.y), a.y_stride, a.bias,
-             a.accumulate, a.m, a.n, a.k);
+             static_cast<const Y*>(a.same_bias), a.accumulate, a.m, a.n, a.k);
     });
   });
 }

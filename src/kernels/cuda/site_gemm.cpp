@@ -31,7 +31,8 @@ void multiply_site(const SiteProduct& p, CudaStream& stream) {
     args.y = p.y[first].data;
     args.y_stride = p.y[first].stride;
     args.y_dtype = p.y[first].dtype;
-    args.bias = p.bias == nullptr ? nullptr : p.bias + bias_at;
+    if (p.bias != nullptr)
+      args.same_bias = static_cast<const std::byte*>(p.bias) + static_cast<std::size_t>(bias_at) * element;
     args.accumulate = p.accumulate;
     args.workspace = p.workspace;
     gemm(args, stream);

@@ -20,7 +20,7 @@ struct SiteProduct {
   DType operands = DType::f16;
   std::span<const LinearDesc> parts;
   std::span<const std::int64_t> first_rows;  // row of w where each part begins
-  const float* bias = nullptr;               // as upload_biases() gives it
+  const void* bias = nullptr;                // as upload_biases() gives it, of y's type
   std::span<const MatrixRef> y;              // one a part
   bool accumulate = false;                   // y += ...
   std::byte* workspace = nullptr;            // gemm_workspace_bytes()

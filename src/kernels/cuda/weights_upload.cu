@@ -48,7 +48,8 @@ void upload_as(const TensorView& from, DType dtype, void* to, CudaDevice& device
 }
 
 std::unique_ptr<Buffer> upload_biases(std::span<const std::vector<float>> biases,
-                                      std::span<const std::int64_t> out_features, CudaDevice& device, Stream& stream) {
+                                      std::span<const std::int64_t> out_features, DType dtype, CudaDevice& device,
+                                      Stream& stream) {
   if (std::all_of(biases.begin(), biases.end(), [](const auto& b) { return b.empty(); })) return nullptr;
   std::vector<float> all;
   for (std::size_t i = 0; i < biases.size(); ++i) {
@@ -56,8 +57,9 @@ std::unique_ptr<Buffer> upload_biases(std::span<const std::vector<float>> biases
     one.resize(static_cast<std::size_t>(out_features[i]), 0.0f);
     all.insert(all.end(), one.begin(), one.end());
   }
-  std::unique_ptr<Buffer> buffer = device.allocate(all.size() * sizeof(float), "biases");
-  stream.copy_to_device(buffer->data(), all.data(), all.size() * sizeof(float));
+  std::unique_ptr<Buffer> buffer = device.allocate(all.size() * bytes_of(dtype), "biases");
+  const TensorView view{DType::f32, {static_cast<std::int64_t>(all.size())}, std::as_bytes(std::span(all))};
+  upload_as(view, dtype, buffer->data(), device, stream);
   return buffer;
 }
 

@@ -12,9 +12,10 @@ namespace nibble {
 /// where the types differ. Ordered on `stream`.
 void upload_as(const TensorView& from, DType dtype, void* to, CudaDevice& device, Stream& stream);
 
-/// The biases of all parts one after another, [sum of out_features] f32 with zeros where a part has none; null where no
-/// part has one.
+/// The biases of all parts one after another, [sum of out_features] of `dtype` with zeros where a part has none; null
+/// where no part has one.
 std::unique_ptr<Buffer> upload_biases(std::span<const std::vector<float>> biases,
-                                      std::span<const std::int64_t> out_features, CudaDevice& device, Stream& stream);
+                                      std::span<const std::int64_t> out_features, DType dtype, CudaDevice& device,
+                                      Stream& stream);
 
 }  // namespace nibble

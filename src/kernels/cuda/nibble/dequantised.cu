@@ -301,7 +301,7 @@ void dequantised(const PackedSite& packed, const LinearArgs& args, CudaStream& s
   for (const std::int64_t strip : packed.first_strips) first_rows.push_back(strip * kStripRows);
   product.parts = site.parts;
   product.first_rows = first_rows;
-  product.bias = packed.bias_data();
+  product.bias = packed.y_bias ? static_cast<const void*>(packed.y_bias->data()) : packed.bias_data();
   product.y = args.y;
   if (site.epilogue.kind == EpilogueKind::residual) {
     copy_residual(args.residual, args.y.front(), stream);

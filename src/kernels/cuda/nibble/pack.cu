@@ -157,12 +157,17 @@ class Staging {
   std::byte* at_;
 };
 
+bool keeps_y_bias(const LinearSite& site) {
+  return site.y_dtype != DType::f32 && site.epilogue.kind != EpilogueKind::gated;
+}
+
 }  // namespace
 
 std::size_t PackedSite::bytes() const {
   std::size_t all = weights->size() + tickets->size();
   if (order) all += order->size();
   if (bias) all += bias->size();
+  if (y_bias) all += y_bias->size();
   return all;
 }
 
@@ -173,9 +178,10 @@ std::size_t packed_site_bytes(const LinearSite& site) {
   // Groups that are padded stand in another order, as those of act-order do.
   const bool padded =
       first.gptq->group_size < layout.inputs && first.gptq->group_size % (kBlockInputs / layout.sets) != 0;
-  if (first.gptq->act_order || padded) bytes += static_cast<std::size_t>(layout.packed_inputs()) * 4;
+  if ((first.gptq->act_order && first.gptq->group_size < layout.inputs) || padded)
+    bytes += static_cast<std::size_t>(layout.packed_inputs()) * 4;
   if (std::any_of(site.parts.begin(), site.parts.end(), [](const LinearDesc& part) { return part.bias; }))
-    bytes += static_cast<std::size_t>(site.out_features()) * 4;
+    bytes += static_cast<std::size_t>(site.out_features()) * (4 + (keeps_y_bias(site) ? bytes_of(site.y_dtype) : 0));
   return bytes;
 }
 
@@ -260,7 +266,8 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
     biases.push_back(bias_of(tensors[i]));
     outputs.push_back(site.parts[i].out_features);
   }
-  packed->bias = upload_biases(biases, outputs, device, stream);
+  packed->bias = upload_biases(biases, outputs, DType::f32, device, stream);
+  if (keeps_y_bias(site)) packed->y_bias = upload_biases(biases, outputs, site.y_dtype, device, stream);
   return packed;
 }
 

@@ -21,6 +21,7 @@ class PackedSite final : public PackedLinear {
   std::unique_ptr<Buffer> weights;
   std::unique_ptr<Buffer> order;    // InputOrder::inputs, int32; null where packed place p holds input p
   std::unique_ptr<Buffer> bias;     // f32, parts one after another; null where there is none
+  std::unique_ptr<Buffer> y_bias;   // the same in the outputs' type, for cuBLASLt; null where that is f32 or gated
   std::unique_ptr<Buffer> tickets;  // uint32 [strips], all 0 between calls
   std::size_t bytes() const override;
 

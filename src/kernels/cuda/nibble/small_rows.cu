@@ -38,7 +38,6 @@ struct WarpPieces {
 struct Shared {
   float unscale[kMostTokens];  // 2^24 / the token's scale
   float factor[kMostTokens];   // of the norm, with one slice
-  float squares[kMostTokens];
   float reduce[2][kSmallWarps];
   WarpPieces pieces[kSmallWarps];
   std::uint64_t barriers[kSmallWarps][kStages];
@@ -79,6 +78,9 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const FragmentA& a, 
 
 // --- Staging ---------------------------------------------------------------------------------------------------------
 
+constexpr int kBatch = 4;  // chunks of 8 inputs that a thread has in flight
+
+// 8 values from consecutive packed places, one by one: any order and alignment.
 template <typename T>
 __device__ void load_scalars(const SmallRowsArgs& a, const T* row, int place, float (&v)[8]) {
 #pragma unroll
@@ -88,50 +90,78 @@ __device__ void load_scalars(const SmallRowsArgs& a, const T* row, int place, fl
   }
 }
 
-// Inputs of 8 packed places of a token, and their weights of the norm.
-__device__ void load_inputs(const SmallRowsArgs& a, int token, int place, float (&v)[8], float (&w)[8]) {
-  const bool vectors = a.x_vectors && a.order == nullptr && place + 8 <= a.inputs;
-  const std::int64_t row = token * a.x_stride;
-  if (a.x_dtype == DType::f32) {
-    const float* x = static_cast<const float*>(a.x) + row;
-    if (vectors) {
-      const float4 p = *reinterpret_cast<const float4*>(x + place);
-      const float4 q = *reinterpret_cast<const float4*>(x + place + 4);
-      v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w, v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
-    } else {
-      load_scalars(a, x, place, v);
-    }
-  } else {
-    const auto* x = static_cast<const std::uint16_t*>(a.x) + row;
-    const bool half = a.x_dtype == DType::f16;
-    if (vectors) {
-      const uint4 p = *reinterpret_cast<const uint4*>(x + place);
-      const std::uint32_t words[4] = {p.x, p.y, p.z, p.w};
+__device__ __forceinline__ void load_floats(const float* from, float (&v)[8]) {
+  const float4 p = *reinterpret_cast<const float4*>(from);
+  const float4 q = *reinterpret_cast<const float4*>(from + 4);
+  v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w, v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
+}
+
+__device__ __forceinline__ void widen(const uint4& p, bool half, float (&v)[8]) {
+  const std::uint32_t words[4] = {p.x, p.y, p.z, p.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (half) {
-          const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-          v[2 * i] = f.x, v[2 * i + 1] = f.y;
-        } else {
-          v[2 * i] = __uint_as_float(words[i] << 16);
-          v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-        }
+  for (int i = 0; i < 4; ++i) {
+    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+    v[2 * i] = half ? f.x : __uint_as_float(words[i] << 16);
+    v[2 * i + 1] = half ? f.y : __uint_as_float(words[i] & 0xffff0000u);
+  }
+}
+
+// The inputs of kBatch chunks of a token, `step` chunks apart from `chunk` on (zeros from `chunks` on), times the
+// norm's weights; adds to the sum of the inputs' squares. Loads of all chunks are on their way before the first is
+// used.
+__device__ void load_batch(const SmallRowsArgs& a, int token, int first_place, int chunk, int step, int chunks,
+                           float (&v)[kBatch][8], float& squares) {
+  const std::int64_t row = token * a.x_stride;
+  float w[kBatch][8];
+  const bool vectors = a.x_vectors && a.order == nullptr && first_place + chunks * 8 <= a.inputs;
+  if (vectors && a.x_dtype == DType::f32) {
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int at = min(chunk + u * step, chunks - 1);
+      load_floats(static_cast<const float*>(a.x) + row + first_place + at * 8, v[u]);
+    }
+  } else if (vectors) {
+    uint4 raw[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int at = min(chunk + u * step, chunks - 1);
+      raw[u] = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(a.x) + row + first_place + at * 8);
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) widen(raw[u], a.x_dtype == DType::f16, v[u]);
+  } else {
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int place = first_place + min(chunk + u * step, chunks - 1) * 8;
+      if (a.x_dtype == DType::f32) {
+        load_scalars(a, static_cast<const float*>(a.x) + row, place, v[u]);
+      } else if (a.x_dtype == DType::f16) {
+        load_scalars(a, static_cast<const __half*>(a.x) + row, place, v[u]);
+      } else {
+        load_scalars(a, static_cast<const __nv_bfloat16*>(a.x) + row, place, v[u]);
       }
-    } else if (half) {
-      load_scalars(a, reinterpret_cast<const __half*>(x), place, v);
-    } else {
-      load_scalars(a, reinterpret_cast<const __nv_bfloat16*>(x), place, v);
     }
   }
-  if (a.norm_weight == nullptr) {
+  if (a.norm_weight != nullptr) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) w[i] = 1;
-  } else if (vectors) {
-    const float4 p = *reinterpret_cast<const float4*>(a.norm_weight + place);
-    const float4 q = *reinterpret_cast<const float4*>(a.norm_weight + place + 4);
-    w[0] = p.x, w[1] = p.y, w[2] = p.z, w[3] = p.w, w[4] = q.x, w[5] = q.y, w[6] = q.z, w[7] = q.w;
-  } else {
-    load_scalars(a, a.norm_weight, place, w);
+    for (int u = 0; u < kBatch; ++u) {
+      const int place = first_place + min(chunk + u * step, chunks - 1) * 8;
+      if (vectors) {
+        load_floats(a.norm_weight + place, w[u]);
+      } else {
+        load_scalars(a, a.norm_weight, place, w[u]);
+      }
+    }
+  }
+#pragma unroll
+  for (int u = 0; u < kBatch; ++u) {
+    const bool there = chunk + u * step < chunks;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      v[u][i] = there ? v[u][i] : 0.0f;
+      squares += v[u][i] * v[u][i];
+      if (a.norm_weight != nullptr) v[u][i] *= w[u][i];
+    }
   }
 }
 
@@ -145,9 +175,10 @@ __device__ float scale_for(float most) {
 
 // Writes the slice of all tokens to `staged` in the order of matrix B, [block][pair of steps][token][c] 16 bytes, and
 // the sums of each set to `sums` [set][token], times 2^-24 as the products are. A team of warps takes a token.
+// Not inlined: what it holds in registers must not crowd those of the loop over the weights.
 template <int BITS, int SETS>
-__device__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_index, Shared& shared, std::byte* staged,
-                      float* sums) {
+__device__ __noinline__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_index, Shared& shared,
+                                   std::byte* staged, float* sums) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int team = a.rows == 1 ? 8 : a.rows == 2 ? 4 : a.rows <= 4 ? 2 : 1;
@@ -158,17 +189,19 @@ __device__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_inde
   // Uniform over the thread block: with teams of several warps there is one round.
   for (int base = 0; base < a.rows; base += kSmallWarps / team) {
     const int token = base + warp / team;
+    const int step = team * 32;
+    // What a thread has of a token mostly fits its registers; else it is read again, from the level-1 cache.
+    const bool kept = chunks <= step * kBatch;
+    float v[kBatch][8];
     float squares = 0;
     float most = 0;
     if (token < a.rows) {
-      for (int chunk = member * 32 + lane; chunk < chunks; chunk += team * 32) {
-        float v[8];
-        float w[8];
-        load_inputs(a, token, first_place + chunk * 8, v, w);
+      for (int first = member * 32; first < chunks; first += step * kBatch) {
+        load_batch(a, token, first_place, first + lane, step, chunks, v, squares);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          squares += v[i] * v[i];
-          most = fmaxf(most, fabsf(v[i] * w[i]));
+        for (int u = 0; u < kBatch; ++u) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(v[u][i]));
         }
       }
     }
@@ -191,40 +224,42 @@ __device__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_inde
     const float scale = scale_for(most);
     if (lane == 0 && member == 0) {
       shared.unscale[token] = 16777216.0f / scale;  // 2^24: codes are multiples of 2^-24
-      shared.squares[token] = squares;
       // Every thread block of the slice writes the same bits.
       if (a.norm_weight != nullptr && a.slices > 1) a.squares[slice_index * kMostTokens + token] = squares;
       shared.factor[token] =
           a.norm_weight != nullptr ? rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps) : 1.0f;
     }
-    for (int first = member * 32; first < chunks; first += team * 32) {
-      const int chunk = first + lane;
-      float sum = 0;
-      if (chunk < chunks) {
-        float v[8];
-        float w[8];
-        load_inputs(a, token, first_place + chunk * 8, v, w);
-        const int step = chunk % 16 / 2;
+    for (int first = member * 32; first < chunks; first += step * kBatch) {
+      float again = 0;
+      if (!kept) load_batch(a, token, first_place, first + lane, step, chunks, v, again);
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u) {
+        const int chunk = first + lane + u * step;
+        // Whole warps are past the end, or half of one: a block of weights has 16 chunks.
+        if (first + u * step >= chunks) break;
+        const int place_step = chunk % 16 / 2;
         const int pair = chunk % 2;
-        const int shift = input_shift(BITS, step, pair);
+        const int shift = input_shift(BITS, place_step, pair);
         // Exact powers of two, by their exponents.
         const float down = scale * __uint_as_float(static_cast<std::uint32_t>(127 - shift) << 23);
         const float up = __uint_as_float(static_cast<std::uint32_t>(127 + shift) << 23);
-        std::byte* to = staged + ((chunk / 16 * 4 + step / 2) * a.rows + token) * 64 + step % 2 * 8 + pair * 4;
+        std::byte* to =
+            staged + ((chunk / 16 * 4 + place_step / 2) * a.rows + token) * 64 + place_step % 2 * 8 + pair * 4;
+        float sum = 0;
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const __half2 h = __floats2half2_rn(v[2 * c] * w[2 * c] * down, v[2 * c + 1] * w[2 * c + 1] * down);
-          *reinterpret_cast<__half2*>(to + c * 16) = h;
+          const __half2 h = __floats2half2_rn(v[u][2 * c] * down, v[u][2 * c + 1] * down);
+          if (chunk < chunks) *reinterpret_cast<__half2*>(to + c * 16) = h;
           const float2 f = __half22float2(h);
           sum += (f.x + f.y) * up;
         }
-      }
-      // The chunks of a set are neighbouring lanes.
-      constexpr int kSetChunks = 16 / SETS;
+        // The chunks of a set are neighbouring lanes.
+        constexpr int kSetChunks = 16 / SETS;
 #pragma unroll
-      for (int offset = kSetChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-      if (chunk < chunks && lane % kSetChunks == 0)
-        sums[chunk / kSetChunks * a.rows + token] = sum * 5.9604644775390625e-8f;  // 2^-24
+        for (int offset = kSetChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+        if (chunk < chunks && lane % kSetChunks == 0)
+          sums[chunk / kSetChunks * a.rows + token] = sum * 5.9604644775390625e-8f;  // 2^-24
+      }
     }
   }
 }
@@ -360,43 +395,45 @@ __device__ void finish_strip(const SmallRowsArgs& a, const Shared& shared, int s
   }
 }
 
-// Leaves a piece in global memory; whoever brings the strip's last one adds them all, slice by slice and in each by
-// thread block, and finishes the strip.
+// Leaves a piece of a strip in global memory.
 template <int TILES>
-__device__ void deliver(const SmallRowsArgs& a, const Shared& shared, std::uint32_t items, int strip, std::size_t slot,
-                        int lane, float (&sum)[TILES][4]) {
+__device__ void leave(const SmallRowsArgs& a, std::size_t slot, int lane, const float (&sum)[TILES][4]) {
   auto* pieces = reinterpret_cast<float4*>(a.pieces);
 #pragma unroll
   for (int t = 0; t < TILES; ++t)
     __stcg(pieces + (slot * TILES + t) * 32 + lane, make_float4(sum[t][0], sum[t][1], sum[t][2], sum[t][3]));
-  __threadfence();
-  __syncwarp();
-  // Lane s knows which thread blocks have pieces of slice s.
-  int first = 0;
-  int last = -1;
-  if (lane < a.slices) {
-    const Slice slice = slice_of(a, lane);
-    const int item = slice.base + strip * slice.blocks;
-    first = block_of_item(items, item);
-    last = block_of_item(items, item + slice.blocks - 1);
-  }
-  int expected = last - first + 1;
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) expected += __shfl_xor_sync(0xffffffffu, expected, offset);
-  std::uint32_t arrived = 0;
-  if (lane == 0) arrived = atomicAdd(a.tickets + strip, 1u) + 1;
-  arrived = __shfl_sync(0xffffffffu, arrived, 0);
-  if (arrived != static_cast<std::uint32_t>(expected)) return;
-  __threadfence();
-#pragma unroll
-  for (int t = 0; t < TILES; ++t) sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = 0;
+}
+
+// The thread blocks that have pieces of a strip in a slice, first and last.
+__device__ int2 owners(const SmallRowsArgs& a, std::uint32_t items, int strip, int s) {
+  const Slice slice = slice_of(a, s);
+  const int item = slice.base + strip * slice.blocks;
+  return make_int2(block_of_item(items, item), block_of_item(items, item + slice.blocks - 1));
+}
+
+// Takes a ticket of a strip whose piece this thread block has left; true for the last that is expected. What all
+// threads of the block have written before its last barrier is released with it.
+__device__ bool last_to_arrive(const SmallRowsArgs& a, std::uint32_t items, int strip) {
+  std::uint32_t expected = 0;
   for (int s = 0; s < a.slices; ++s) {
-    const int from = __shfl_sync(0xffffffffu, first, s);
-    const int to = __shfl_sync(0xffffffffu, last, s);
-    for (int block = from; block <= to; ++block) {
-      const std::size_t at = from == to      ? 2 * static_cast<std::size_t>(gridDim.x) + s * a.strips + strip
-                             : block == from ? 2 * static_cast<std::size_t>(block) + 1
-                                             : 2 * static_cast<std::size_t>(block);
+    const int2 blocks = owners(a, items, strip, s);
+    expected += static_cast<std::uint32_t>(blocks.y - blocks.x + 1);
+  }
+  std::uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(a.tickets + strip) : "memory");
+  return before + 1 == expected;
+}
+
+// Adds all pieces of a strip, slice by slice and in each by thread block, and finishes it.
+template <int TILES>
+__device__ __noinline__ void collect(const SmallRowsArgs& a, const Shared& shared, std::uint32_t items, int strip, int lane) {
+  const auto* pieces = reinterpret_cast<const float4*>(a.pieces);
+  float sum[TILES][4] = {};
+  for (int s = 0; s < a.slices; ++s) {
+    const int2 blocks = owners(a, items, strip, s);
+    for (int block = blocks.x; block <= blocks.y; ++block) {
+      const std::size_t at = blocks.x == blocks.y ? 2 * static_cast<std::size_t>(gridDim.x) + s * a.strips + strip
+                                                  : 2 * static_cast<std::size_t>(block) + (block == blocks.x ? 1 : 0);
 #pragma unroll
       for (int t = 0; t < TILES; ++t) {
         const float4 p = __ldcg(pieces + (at * TILES + t) * 32 + lane);
@@ -523,7 +560,7 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
           if (a.slices == 1) {
             finish_strip<TILES>(a, shared, strip, lane, acc);
           } else {
-            deliver<TILES>(a, shared, items, strip, whole_slot(strip), lane, acc);
+            leave<TILES>(a, whole_slot(strip), lane, acc);
           }
         }
 #pragma unroll
@@ -593,12 +630,29 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
       } else {
         const std::size_t slot =
             begins && ends ? whole_slot(id) : 2 * static_cast<std::size_t>(blockIdx.x) + (begins ? 1 : 0);
-        deliver<TILES>(a, shared, items, id, slot, lane, sum);
+        leave<TILES>(a, slot, lane, sum);
       }
     }
-    // The next slice's inputs go where the pieces are.
+    // All pieces of this thread block are in their places, and the next slice's inputs may go where they were.
     __syncthreads();
+    const int first_strip = (begin - slice.base) / slice.blocks;
+    const int last_strip = (end - 1 - slice.base) / slice.blocks;
+    const bool first_cut = (begin - slice.base) % slice.blocks != 0;
+    const bool last_cut = (end - slice.base) % slice.blocks != 0;
+    // Each lane looks after one strip at a time, so that their tickets take the time of one.
+    for (int base = first_strip; base <= last_strip; base += kSmallThreads) {
+      const int mine_strip = base + lane * kSmallWarps + warp;
+      const bool cut = (mine_strip == first_strip && first_cut) || (mine_strip == last_strip && last_cut);
+      const bool left = mine_strip <= last_strip && (a.slices > 1 || cut);
+      std::uint32_t complete = __ballot_sync(0xffffffffu, left && last_to_arrive(a, items, mine_strip));
+      while (complete != 0) {
+        const int bit = __ffs(static_cast<int>(complete)) - 1;
+        complete &= complete - 1;
+        collect<TILES>(a, shared, items, base + bit * kSmallWarps + warp, lane);
+      }
+    }
     begin = end;
+    if (begin < block_end) __syncthreads();
   }
   // A thread block without work still takes part in the chain of dependencies.
   if (!waited) {
