@@ -73,6 +73,8 @@ class Device {
     static_cast<void>(footprint);
     return std::nullopt;
   }
+  /// Gives back memory that was kept for packing further weights. Nothing may be under way.
+  virtual void trim() {}
 };
 
 }  // namespace nibble

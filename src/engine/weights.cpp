@@ -8,11 +8,23 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
+#include <future>
 
 namespace nibble {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// Scales and zero points of a site take a thread some milliseconds to decode, its packing on a GPU less than that.
+constexpr std::size_t kSitesAhead = 8;
+
+// One linear node's tensors, read and decoded.
+struct ReadSite {
+  LinearSite site;
+  std::vector<LoadedLinear> loaded;
+  std::vector<LinearTensors> tensors;  // point into `loaded`
+};
 
 }  // namespace
 
@@ -77,6 +89,22 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
   packed_.resize(nodes.size());
   Progress progress("loading", static_cast<std::int64_t>(nodes.size()));
+  // Sites are read ahead on other threads where the packing is not done by this machine's own cores.
+  std::deque<std::future<ReadSite>> ahead;
+  std::size_t next = 0;
+  const bool gpu = device.info().kind == DeviceKind::cuda;
+  const auto read_ahead = [&] {
+    for (; next < nodes.size() && ahead.size() < (gpu ? kSitesAhead : 1); ++next) {
+      if (nodes[next].linear() == nullptr) continue;
+      ahead.push_back(
+          std::async(gpu ? std::launch::async : std::launch::deferred, [&checkpoint, &quant, &nodes, at = next] {
+            ReadSite read;
+            read.site = nodes[at].site;
+            read.tensors = load_site(checkpoint, quant, *nodes[at].linear(), read.site, read.loaded);
+            return read;
+          }));
+    }
+  };
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     LoweredNode& node = nodes[i];
     progress.update(static_cast<std::int64_t>(i), node.name());
@@ -90,15 +118,21 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
       load_embedding(checkpoint, embed->table, device, stream);
     const LinearNode* linear = node.linear();
     if (linear == nullptr) continue;
-    std::vector<LoadedLinear> loaded;
-    const std::vector<LinearTensors> tensors = load_site(checkpoint, quant, *linear, node.site, loaded);
+    read_ahead();
+    const ReadSite ready = ahead.front().get();
+    ahead.pop_front();
+    read_ahead();
+    node.site = ready.site;
     const Clock::time_point read = Clock::now();
     times.read += std::chrono::duration<double>(read - start).count();
-    packed_[i] = node.kernel->pack(node.site, tensors, device, stream);
-    stream.synchronize();
+    packed_[i] = node.kernel->pack(node.site, ready.tensors, device, stream);
     times.pack += seconds_since(read);
     drop_linear(checkpoint, *linear);
   }
+  const Clock::time_point last = Clock::now();
+  stream.synchronize();
+  device.trim();
+  times.pack += seconds_since(last);
   progress.update(static_cast<std::int64_t>(nodes.size()));
 }
 

@@ -161,6 +161,20 @@ void CudaDevice::upload(void* to, const void* from, std::size_t bytes, Stream& s
   uploader_->copy(to, from, bytes, cuda_stream(stream).handle());
 }
 
+std::byte* CudaDevice::staging(std::size_t bytes) {
+  if (!staging_ || staging_->size() < bytes) {
+    // Freeing waits for what still uses it.
+    staging_.reset();
+    staging_ = allocate(bytes, "weights on their way into a kernel's layout");
+  }
+  return staging_->data();
+}
+
+void CudaDevice::trim() {
+  staging_.reset();
+  uploader_.reset();
+}
+
 CudaStream& cuda_stream(Stream& stream) {
   auto* cuda = dynamic_cast<CudaStream*>(&stream);
   if (cuda == nullptr) fail("a CUDA kernel was given the stream of another device");

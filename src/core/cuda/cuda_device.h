@@ -59,6 +59,10 @@ class CudaDevice final : public Device {
   /// Copies from memory that may be a mapped file: read by several threads into pinned slots, sent as they fill. The
   /// copy is ordered before what is enqueued on `stream` after the call; `from` has been read when it returns.
   void upload(void* to, const void* from, std::size_t bytes, Stream& stream);
+  /// Memory of at least this many bytes for tensors on their way into a kernel's layout; the next call may give the
+  /// same memory, so what is enqueued on one stream uses it in turn. Kept until trim().
+  std::byte* staging(std::size_t bytes);
+  void trim() override;
 
  private:
   int index_;
@@ -67,6 +71,7 @@ class CudaDevice final : public Device {
   int capability_ = 0;
   std::size_t shared_memory_ = 0;
   std::unique_ptr<Uploader> uploader_;
+  std::unique_ptr<Buffer> staging_;
 };
 
 /// The PCI address of GPU `index` of those that CUDA_VISIBLE_DEVICES leaves, without making a context on it; Error

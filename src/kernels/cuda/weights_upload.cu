@@ -32,8 +32,8 @@ void upload_as(const TensorView& from, DType dtype, void* to, CudaDevice& device
       return;
     }
   }
-  const std::unique_ptr<Buffer> raw = device.allocate(source.bytes.size(), "converting weights");
-  device.upload(raw->data(), source.bytes.data(), source.bytes.size(), stream);
+  std::byte* raw = device.staging(source.bytes.size());
+  device.upload(raw, source.bytes.data(), source.bytes.size(), stream);
   const std::int64_t count = source.elements();
   constexpr int kThreads = 256;
   const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>(ceil_div(count, std::int64_t{kThreads}), 1, 4096)));
@@ -42,11 +42,9 @@ void upload_as(const TensorView& from, DType dtype, void* to, CudaDevice& device
       using From = decltype(a);
       using To = decltype(b);
       launch(cuda_stream(stream), grid, dim3(kThreads), 0, Overlap::no, convert_kernel<From, To>,
-             reinterpret_cast<const From*>(raw->data()), static_cast<To*>(to), count);
+             reinterpret_cast<const From*>(raw), static_cast<To*>(to), count);
     });
   });
-  // `raw` is freed on return.
-  stream.synchronize();
 }
 
 std::unique_ptr<Buffer> upload_biases(std::span<const std::vector<float>> biases,
@@ -60,7 +58,6 @@ std::unique_ptr<Buffer> upload_biases(std::span<const std::vector<float>> biases
   }
   std::unique_ptr<Buffer> buffer = device.allocate(all.size() * sizeof(float), "biases");
   stream.copy_to_device(buffer->data(), all.data(), all.size() * sizeof(float));
-  stream.synchronize();
   return buffer;
 }
 

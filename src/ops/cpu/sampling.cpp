@@ -1,6 +1,7 @@
 #include "ops/cpu/sampling.h"
 
 #include "core/thread_pool.h"
+#include "ops/sample_uniform.h"
 
 #include <algorithm>
 #include <array>
@@ -173,16 +174,6 @@ std::int32_t draw(float* x, std::int64_t n, const SampleParams& params, std::int
 }
 
 }  // namespace
-
-double sample_uniform(std::uint64_t seed, std::int64_t position) {
-  const auto mix = [](std::uint64_t z) {
-    z += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  };
-  return static_cast<double>(mix(mix(static_cast<std::uint64_t>(position)) ^ seed) >> 11) * 0x1p-53;
-}
 
 std::size_t sample_workspace(std::int64_t rows) { return static_cast<std::size_t>(rows) * kSegments * sizeof(Best); }
 

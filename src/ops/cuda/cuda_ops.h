@@ -21,7 +21,7 @@ std::size_t sample_workspace(std::int64_t rows, std::int64_t vocab);
 void sample(const SampleArgs& args, CudaStream& stream);
 void advance(const AdvanceArgs& args, CudaStream& stream);
 
-/// Bytes of K (and as many of V) of one layer's cache, the scales of 8-bit types included; see kv_cache.cuh.
+/// Bytes of K (and as many of V) of one layer's cache, the scales of 8-bit types included; see kv_cache.h.
 std::size_t kv_bytes(const KvView& shape);
 void kv_store(const KvStoreArgs& args, CudaStream& stream);
 std::size_t attention_workspace(std::int64_t rows, std::int64_t heads, const KvView& cache, const CudaDevice& device);

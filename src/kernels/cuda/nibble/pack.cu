@@ -135,28 +135,27 @@ __global__ void pack_kernel(const PackArgs a) {
   }
 }
 
-// A part's tensors, brought to the device.
-struct Uploaded {
-  std::vector<std::unique_ptr<Buffer>> buffers;
-  Source source;
+// Hands out the device's staging memory piece by piece.
+class Staging {
+ public:
+  static std::size_t room(std::size_t bytes) { return round_up(bytes, std::size_t{256}); }
+
+  Staging(std::size_t bytes, CudaDevice& device, Stream& stream)
+      : device_(device), stream_(stream), at_(device.staging(bytes)) {}
+
+  template <typename T>
+  const T* put(std::span<const T> values) {
+    std::byte* to = at_;
+    at_ += room(values.size_bytes());
+    device_.upload(to, values.data(), values.size_bytes(), stream_);
+    return reinterpret_cast<const T*>(to);
+  }
+
+ private:
+  CudaDevice& device_;
+  Stream& stream_;
+  std::byte* at_;
 };
-
-template <typename T>
-const T* put(std::span<const T> values, const char* what, CudaDevice& device, Stream& stream, Uploaded& to) {
-  to.buffers.push_back(device.allocate(values.size_bytes(), what));
-  device.upload(to.buffers.back()->data(), values.data(), values.size_bytes(), stream);
-  return reinterpret_cast<const T*>(to.buffers.back()->data());
-}
-
-Uploaded upload(const GptqTensors& tensors, bool zeros, CudaDevice& device, Stream& stream) {
-  Uploaded out;
-  out.source.words = put(tensors.qweight, "packed codes", device, stream, out);
-  out.source.scales = put(std::span(tensors.scales), "scales", device, stream, out);
-  if (zeros) out.source.zeros = put(std::span(tensors.zeros), "zero points", device, stream, out);
-  out.source.columns = tensors.qweight_columns;
-  out.source.outputs = tensors.out_features;
-  return out;
-}
 
 }  // namespace
 
@@ -208,13 +207,24 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
   check_cuda(cudaMemsetAsync(packed->tickets->data(), 0, packed->tickets->size(), cuda_stream(stream).handle()),
              "clearing tickets");
 
-  const std::unique_ptr<Buffer> places = device.allocate(order.inputs.size() * 4, "the order of inputs");
-  stream.copy_to_device(places->data(), order.inputs.data(), order.inputs.size() * 4);
-  const std::unique_ptr<Buffer> groups = device.allocate(order.groups.size() * 4, "the groups of inputs");
-  stream.copy_to_device(groups->data(), order.groups.data(), order.groups.size() * 4);
-
-  std::vector<Uploaded> uploaded;
-  for (const LinearTensors& part : tensors) uploaded.push_back(upload(*part.gptq, layout.zeros, device, stream));
+  std::size_t room = Staging::room(order.inputs.size() * 4) + Staging::room(order.groups.size() * 4);
+  for (const LinearTensors& part : tensors) {
+    room += Staging::room(part.gptq->qweight.size_bytes()) + Staging::room(part.gptq->scales.size() * sizeof(float));
+    if (layout.zeros) room += Staging::room(part.gptq->zeros.size() * sizeof(std::uint16_t));
+  }
+  Staging staging(room, device, stream);
+  const std::int32_t* places = staging.put(std::span<const std::int32_t>(order.inputs));
+  const std::int32_t* groups = staging.put(std::span<const std::int32_t>(order.groups));
+  std::vector<Source> sources;
+  for (const LinearTensors& part : tensors) {
+    Source source;
+    source.words = staging.put(part.gptq->qweight);
+    source.scales = staging.put(std::span<const float>(part.gptq->scales));
+    if (layout.zeros) source.zeros = staging.put(std::span<const std::uint16_t>(part.gptq->zeros));
+    source.columns = part.gptq->qweight_columns;
+    source.outputs = part.gptq->out_features;
+    sources.push_back(source);
+  }
 
   PackArgs args;
   args.gated = layout.gated;
@@ -223,13 +233,13 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
   args.sets = layout.sets;
   args.block_bytes = layout.block_bytes();
   args.blocks = layout.blocks;
-  args.order = reinterpret_cast<const std::int32_t*>(places->data());
-  args.groups = reinterpret_cast<const std::int32_t*>(groups->data());
+  args.order = places;
+  args.groups = groups;
   std::int64_t strip = 0;
   for (std::size_t part = 0; part < layout.part_strips.size(); ++part) {
     packed->first_strips.push_back(strip);
-    args.low = uploaded[part].source;
-    args.high = uploaded[layout.gated ? 1 : part].source;
+    args.low = sources[part];
+    args.high = sources[layout.gated ? 1 : part];
     args.strips = layout.part_strips[part];
     args.to = packed->weights->data() +
               static_cast<std::size_t>(strip * layout.blocks) * static_cast<std::size_t>(args.block_bytes);
@@ -240,7 +250,7 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
   }
   if (!order.sorted) {
     packed->order = device.allocate(order.inputs.size() * 4, "the order of inputs");
-    check_cuda(cudaMemcpyAsync(packed->order->data(), places->data(), order.inputs.size() * 4, cudaMemcpyDeviceToDevice,
+    check_cuda(cudaMemcpyAsync(packed->order->data(), places, order.inputs.size() * 4, cudaMemcpyDeviceToDevice,
                                cuda_stream(stream).handle()),
                "keeping the order of inputs");
   }
@@ -251,8 +261,6 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
     outputs.push_back(site.parts[i].out_features);
   }
   packed->bias = upload_biases(biases, outputs, device, stream);
-  // The uploaded words are freed on return.
-  stream.synchronize();
   return packed;
 }
 
