@@ -7,7 +7,16 @@ if(GIT_FOUND)
 endif()
 string(TOUPPER "${CMAKE_BUILD_TYPE}" build_type)
 string(STRIP "${CMAKE_CXX_FLAGS} ${CMAKE_CXX_FLAGS_${build_type}}" build_flags)
+set(cuda_architectures "")
+set(cuda_toolkit "")
+if(NIBBLE_WITH_CUDA)
+  # A list's semicolons would end the definition.
+  string(REPLACE ";" " " cuda_architectures "${NIBBLE_CUDA_ARCHITECTURES}")
+  set(cuda_toolkit "${CUDAToolkit_VERSION}")
+endif()
 set(build_info
+  "NIBBLE_CUDA_BUILD_ARCHITECTURES=\"${cuda_architectures}\""
+  "NIBBLE_CUDA_BUILD_TOOLKIT=\"${cuda_toolkit}\""
   "NIBBLE_COMMIT=\"${NIBBLE_COMMIT}\""
   "NIBBLE_COMPILER=\"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\""
   "NIBBLE_FLAGS=\"${build_flags}\""

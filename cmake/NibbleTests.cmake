@@ -2,6 +2,9 @@
 find_package(GTest REQUIRED)
 include(GoogleTest)
 
+# Stands in for the driver's management library, which is looked for at run time.
+add_library(fake_nvml MODULE ${CMAKE_SOURCE_DIR}/tests/support/fake_nvml.cpp)
+
 foreach(module core formats kernels ops models engine quant bench report cli)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${module}/*.cpp)
   if(NOT sources)
@@ -25,6 +28,10 @@ foreach(module core formats kernels ops models engine quant bench report cli)
     # Some tests run the program itself.
     add_dependencies(test_${module} nibble)
     target_compile_definitions(test_${module} PRIVATE NIBBLE_PROGRAM="$<TARGET_FILE:nibble>")
+  endif()
+  if(module STREQUAL "bench")
+    add_dependencies(test_${module} fake_nvml)
+    target_compile_definitions(test_${module} PRIVATE NIBBLE_FAKE_NVML="$<TARGET_FILE:fake_nvml>")
   endif()
   target_compile_definitions(test_${module} PRIVATE NIBBLE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data")
   gtest_discover_tests(test_${module} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS ${module})

@@ -31,9 +31,9 @@ def llama_cpp(args, gguf, batch):
 
 
 def nibble(args, folder, kernel, batch):
-    command = [args.nibble, "--quiet", "--threads", str(args.threads), "bench", "gptq", "--model", folder, "--kernel",
-               kernel, "--batch-size", str(batch), "--prompt-length", str(args.prompt_length), "--new-tokens",
-               str(args.new_tokens), "--num-batches", "1", "--format", "jsonl"]
+    command = [args.nibble, "--quiet", "--threads", str(args.threads), "bench", "gptq", "--device", "cpu", "--model",
+               folder, "--kernel", kernel, "--batch-size", str(batch), "--prompt-length", str(args.prompt_length),
+               "--new-tokens", str(args.new_tokens), "--num-batches", "1", "--format", "jsonl"]
     row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     if row["status"] != "ok":
         raise SystemExit(f"{folder}, kernel {kernel}: {row['status']}")

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bench/bandwidth.h"
+#include "bench/gpu_watch.h"
 #include "bench/memory.h"
 #include "engine/load_times.h"
 #include "kernels/linear_kernel.h"
@@ -45,6 +46,15 @@ struct QuantisationFacts {
   std::int64_t group_size = 0;  // -1: one group a column
 };
 
+/// What only a row on a GPU has.
+struct GpuFacts {
+  GpuMemory peak;           // from loading to the end of the warm-up
+  std::size_t context = 0;  // bytes that the context took when it was made
+  double open_seconds = 0;  // loading nibble's CUDA library and making the context
+  GpuRun run;               // while it was timed
+  std::string remarks;      // what makes the row's figures doubtful, or why some are missing; empty: nothing
+};
+
 struct BenchResult {
   std::string error;  // why there are no figures; empty where there are
 
@@ -52,8 +62,9 @@ struct BenchResult {
   std::string kernels;  // which kernels run the sites: "packed x120, dense x1"
   std::string dtype;
   std::string kv_dtype;
-  std::string isa;
-  int threads = 0;
+  std::string device;  // as the system names it
+  std::string isa;     // of the process; of a GPU its architecture
+  int threads = 0;     // of the process; of a GPU its multiprocessors
 
   LoadTimes load;
   std::optional<double> cached_share;  // of the weight files before loading, 0 to 1
@@ -71,6 +82,10 @@ struct BenchResult {
   std::size_t planned_bytes = 0;
   std::size_t planned_weights = 0;
   std::size_t planned_kv_cache = 0;
+  std::size_t planned_arena = 0;      // activations
+  std::size_t planned_workspace = 0;  // scratch of kernels
+
+  GpuFacts gpu;
 
   std::int64_t verified_sites = 0;  // distinct shapes
   double verified_error = 0;        // the largest, as a share of the bound that its kernel states

@@ -1,10 +1,10 @@
 #include "bench/run_case.h"
 
+#include "bench/open_device.h"
 #include "bench/perplexity.h"
 #include "bench/verify_model.h"
 #include "core/checked.h"
 #include "core/clock.h"
-#include "core/cpu.h"
 #include "core/error.h"
 #include "engine/engine.h"
 #include "engine/generator.h"
@@ -26,7 +26,8 @@ constexpr double kBandwidthSeconds = 0.3;
 std::optional<DType> dtype_of(const std::string& name, const char* flag) {
   if (name.empty()) return std::nullopt;
   const std::optional<DType> dtype = dtype_from_name(name);
-  if (!dtype) fail_usage("{} {}: expected f32, bf16 or f16", flag, name);
+  if (!dtype)
+    fail_usage("{} {}: there is no such type; expected f32, bf16, f16 or, for the KV cache, i8 or f8_e4m3", flag, name);
   return dtype;
 }
 
@@ -100,7 +101,19 @@ QuantisationFacts facts_of(const Checkpoint& checkpoint, const std::vector<SiteI
   return facts;
 }
 
-void measure_speed(Engine& engine, const BenchCase& c, MemoryWatch& watch, const CaseProgress& progress,
+/// What watches the process's memory until the warm-up is over, and the GPU from then on.
+struct Watches {
+  MemoryWatch host;
+  std::optional<NvmlDevice> gpu;
+  std::optional<GpuMemoryWatch> gpu_memory;
+
+  void stop() {
+    host.stop();
+    if (gpu_memory) gpu_memory->stop();
+  }
+};
+
+void measure_speed(Engine& engine, const BenchCase& c, Watches& watches, const CaseProgress& progress,
                    BenchResult& out) {
   const auto prompts = random_prompts(c.batch_size, c.prompt_length, engine.program().vocab, c.seed);
   GenerateOptions options;
@@ -109,7 +122,9 @@ void measure_speed(Engine& engine, const BenchCase& c, MemoryWatch& watch, const
   const double rounds = static_cast<double>(c.num_batches) + 1;
   progress("warm-up", 0);
   generate(engine, prompts, options);
-  watch.stop();
+  watches.stop();
+  std::optional<GpuRunWatch> run;
+  if (watches.gpu) run.emplace(*watches.gpu);
   for (std::int64_t i = 0; i < c.num_batches; ++i) {
     progress(fmt::format("batch {} of {}", i + 1, c.num_batches), static_cast<double>(i + 1) / rounds);
     const Generation generation = generate(engine, prompts, options);
@@ -122,6 +137,7 @@ void measure_speed(Engine& engine, const BenchCase& c, MemoryWatch& watch, const
     out.prefill_seconds.push_back(generation.prefill_seconds);
     out.step_seconds.insert(out.step_seconds.end(), generation.step_seconds.begin(), generation.step_seconds.end());
   }
+  if (run) out.gpu.run = run->finish();
   const double prompt = static_cast<double>(c.prompt_length);
   out.prefill_cost = engine.pass_cost(c.batch_size * c.prompt_length, c.batch_size, prompt / 2);
   out.step_cost = engine.pass_cost(c.batch_size, c.batch_size, prompt + static_cast<double>(c.new_tokens) / 2);
@@ -146,7 +162,6 @@ void measure_perplexity(Engine& engine, const BenchCase& c, const CaseProgress& 
 
 BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   BenchResult out;
-  out.isa = name_of(active_isa());
   EngineOptions options = engine_options(c);
   if (!c.perplexity_file.empty()) {
     PerplexityOptions perplexity = perplexity_options(c.perplexity_procedure);
@@ -154,8 +169,15 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
     options.max_tokens = std::max(options.max_tokens, perplexity.context);
     options.max_logit_rows = kPerplexityRows;
   }
-  MemoryWatch watch;
+  Watches watches;
   progress("opening", 0);
+  OpenedDevice opened = open_device(options);
+  const bool gpu = opened.backend->device().info().kind != DeviceKind::cpu;
+  if (gpu) {
+    out.gpu.open_seconds = opened.seconds;
+    out.gpu.context = opened.context;
+    out.gpu.remarks = opened.nvml_missing;
+  }
   const auto opening = std::chrono::steady_clock::now();
   auto checkpoint = std::make_shared<const Checkpoint>(c.folder);
   const double open_seconds = seconds_since(opening);
@@ -168,11 +190,16 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   const std::int64_t step_rows = std::min(kMostRows, c.batch_size);
   std::vector<std::int64_t> rows = {step_rows};
   if (c.prompt_length > 1) rows.push_back(std::min(kMostRows, step_rows * std::min(kMostRows, c.prompt_length)));
-  const ModelVerification verified = verify_model(*checkpoint, options, rows);
+  const ModelVerification verified = verify_model(*checkpoint, options, *opened.backend, rows);
   out.verified_sites = verified.sites;
   out.verified_error = verified.error;
 
   progress("loading", 0);
+  // What the verification held is gone from here on: what is seen is what a run of the model takes. A GPU's context
+  // stays with the process.
+  opened.backend.reset();
+  watches.gpu = opened.nvml;
+  if (watches.gpu) watches.gpu_memory.emplace(*watches.gpu, opened.used_before);
   Engine engine(checkpoint, options);
   out.load = engine.load_times();
   out.load.open += open_seconds;
@@ -181,15 +208,23 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   out.kernels = kernels_of(engine.sites());
   out.dtype = name_of(engine.compute());
   out.kv_dtype = name_of(engine.kv_dtype());
+  out.device = engine.device().info().name;
+  out.isa = engine.device().info().isa;
   out.threads = engine.device().info().threads;
   out.planned_bytes = engine.plan().total();
   out.planned_weights = engine.plan().weights + engine.plan().embedding;
   out.planned_kv_cache = engine.plan().kv_cache;
-  if (c.speed) measure_speed(engine, c, watch, progress, out);
+  out.planned_arena = engine.plan().arena;
+  out.planned_workspace = engine.plan().workspace;
+  if (c.speed) measure_speed(engine, c, watches, progress, out);
   if (!c.perplexity_file.empty()) measure_perplexity(engine, c, progress, out);
-  watch.stop();
-  out.memory = watch.peak();
-  if (c.speed)
+  watches.stop();
+  out.memory = watches.host.peak();
+  if (watches.gpu_memory) out.gpu.peak = watches.gpu_memory->peak();
+  if (const std::string remarks = remarks_on(out.gpu.run); !remarks.empty())
+    out.gpu.remarks += (out.gpu.remarks.empty() ? "" : "; ") + remarks;
+  // A GPU's memory is measured once a run, without a model beside it.
+  if (c.speed && !gpu)
     out.own_bandwidth = measure_read_bandwidth(static_cast<std::size_t>(out.step_cost.bytes), kBandwidthSeconds);
   return out;
 }

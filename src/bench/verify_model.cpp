@@ -31,24 +31,23 @@ std::string shape_of(const LoweredNode& node) {
 
 }  // namespace
 
-ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options,
+ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options, Backend& backend,
                                std::span<const std::int64_t> rows) {
-  const std::unique_ptr<Backend> backend = make_backend(options);
-  const std::unique_ptr<Stream> stream = backend->device().make_stream();
+  const std::unique_ptr<Stream> stream = backend.device().make_stream();
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
-  EngineConfiguration configuration = configure_engine(checkpoint, options, *backend);
+  EngineConfiguration configuration = configure_engine(checkpoint, options, backend);
   ModelVerification out;
   std::set<std::string> seen;
   for (LoweredNode& node : configuration.nodes) {
     if (node.linear() == nullptr || !seen.insert(shape_of(node)).second) continue;
     std::vector<LoadedLinear> loaded;
     const std::vector<LinearTensors> tensors = load_site(checkpoint, quant, *node.linear(), node.site, loaded);
-    const std::unique_ptr<PackedLinear> packed = node.kernel->pack(node.site, tensors, backend->device(), *stream);
+    const std::unique_ptr<PackedLinear> packed = node.kernel->pack(node.site, tensors, backend.device(), *stream);
     stream->synchronize();
     for (const std::int64_t count : rows) {
       VerifyOptions verify_options;
       verify_options.rows = count;
-      const VerifyResult result = verify(*node.kernel, *packed, node.site, tensors, verify_options, backend->device());
+      const VerifyResult result = verify(*node.kernel, *packed, node.site, tensors, verify_options, backend.device());
       if (!result.ok)
         fail("{} is not timed: on {} with {} rows, {}", node.kernel->name(), node.site.parts.front().name, count,
              result.sentence);

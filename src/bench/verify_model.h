@@ -17,8 +17,8 @@ struct ModelVerification {
 
 /// Verifies (kernels/verify.h) one site of each distinct kernel, shape, format and fusion that an engine with these
 /// options would run, for each count of rows. Throws Error that names the site, the kernel and the figures where one
-/// disagrees.
-ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options,
+/// disagrees. `backend` is that of EngineOptions::device.
+ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options, Backend& backend,
                                std::span<const std::int64_t> rows);
 
 }  // namespace nibble

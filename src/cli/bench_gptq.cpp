@@ -1,5 +1,6 @@
 // nibble bench gptq (and benchmark_gptq): speed, memory, load time and accuracy of a model, for each way of running it.
 #include "bench/child.h"
+#include "bench/probe.h"
 #include "cli/bench_gptq_options.h"
 #include "cli/bench_manifest.h"
 #include "cli/bench_rows.h"
@@ -10,6 +11,7 @@
 #include "core/log.h"
 #include "core/progress.h"
 #include "core/thread_pool.h"
+#include "ops/cuda_loader.h"
 #include "report/row_file.h"
 
 #include <CLI/CLI.hpp>
@@ -73,12 +75,11 @@ class Bench {
   int run() {
     const InterruptGuard guard;
     // optimum's table has no column for it.
-    if (!options_.classic || !options_.out_folder.empty())
-      memory_ = measure_read_bandwidth(memory_footprint(), kMemorySeconds);
+    if (!options_.classic || !options_.out_folder.empty()) measure_device();
     if (!options_.out_folder.empty()) {
       const auto manifest = std::filesystem::path(options_.out_folder) / "manifest.json";
       write_text_file(manifest,
-                      bench_manifest(sweep_, memory_, started_, caption(), before(manifest), manifest.string()));
+                      bench_manifest(sweep_, measured_, started_, caption(), before(manifest), manifest.string()));
     }
     const std::vector<SweepCase> texts = perplexity_cases_of(sweep_);
     const std::vector<SweepCase> speeds = options_.measures_speed() ? cases_of(sweep_) : std::vector<SweepCase>();
@@ -100,6 +101,27 @@ class Bench {
 
  private:
   static constexpr std::int64_t kSteps = 1000;  // of progress, a case
+
+  void measure_device() {
+    const DeviceChoice device = choose_device(sweep_.base.device);
+    if (device.kind == DeviceKind::cpu) {
+      measured_.memory = measure_read_bandwidth(memory_footprint(), kMemorySeconds);
+      return;
+    }
+    const ProbeAnswer answer =
+        probe_in_child(own_program().string(), {"bench", "probe"}, {device.name(), true, "", ""});
+    measured_.ceilings = answer.ceilings;
+    const std::string bus = cuda_device_bus(device.index);
+    std::string why;
+    if (const auto gpu = NvmlDevice::find(bus, &why)) {
+      measured_.gpu = gpu->describe();
+    } else {
+      measured_.gpu.emplace();
+      measured_.gpu->bus = bus;
+      log_warn("the GPU's memory, clocks and power are not watched: " + why);
+    }
+    measured_.gpu->name = answer.name;
+  }
 
   /// What earlier runs left in a file of results that this one adds to.
   std::string before(const std::filesystem::path& file) const {
@@ -139,7 +161,18 @@ class Bench {
   }
 
   void keep(const SweepCase& one, const BenchResult& result) {
-    BenchRow row{one.system, one.bench_case, result, memory_.bytes_per_second, last_level_cache_bytes(), "", started_};
+    BenchRow row;
+    row.system = one.system;
+    row.bench_case = one.bench_case;
+    row.result = result;
+    row.started = started_;
+    row.gemm = measured_.ceilings.gemm;
+    if (row.on_gpu()) {
+      row.memory_bandwidth = measured_.ceilings.memory.copy_bytes_per_second;
+    } else {
+      row.memory_bandwidth = measured_.memory.bytes_per_second;
+      row.last_level_cache = last_level_cache_bytes();
+    }
     if (result.perplexity) row.perplexity_procedure = one.bench_case.perplexity_procedure;
     if (!result.error.empty()) {
       failed_ = true;
@@ -151,10 +184,18 @@ class Bench {
 
   std::string caption() const {
     std::string text = options_.caption();
-    if (memory_.bytes_per_second > 0) {
+    if (const ReadBandwidth& memory = measured_.memory; memory.bytes_per_second > 0) {
       text += fmt::format(" {}; {} threads, {}; reads memory at {:.1f} GB/s ({:.0f} MB at a time).", cpu_model(),
-                          ThreadPool::instance().threads(), name_of(active_isa()), memory_.bytes_per_second / 1e9,
-                          static_cast<double>(memory_.footprint) / 1e6);
+                          ThreadPool::instance().threads(), name_of(active_isa()), memory.bytes_per_second / 1e9,
+                          static_cast<double>(memory.footprint) / 1e6);
+    }
+    if (measured_.gpu) {
+      const auto& [memory, gemm] = measured_.ceilings;
+      text += fmt::format(
+          " {}; copies {:.0f} GB/s (read and written), reads {:.0f} GB/s, multiplies {:.0f} TFLOP/s in f16, {:.0f} in "
+          "bf16, {:.1f} in f32.",
+          measured_.gpu->name, memory.copy_bytes_per_second / 1e9, memory.read_bytes_per_second / 1e9, gemm.f16 / 1e12,
+          gemm.bf16 / 1e12, gemm.f32 / 1e12);
     }
     return text;
   }
@@ -194,7 +235,7 @@ class Bench {
   BenchSweep sweep_;
   RowFiles files_;
   std::string started_;
-  ReadBandwidth memory_;
+  MeasuredDevice measured_;
   std::vector<std::pair<BenchSystem, BenchResult>> perplexities_;
   std::vector<BenchSystem> warned_;
   std::vector<BenchRow> rows_;

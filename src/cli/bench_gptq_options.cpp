@@ -1,16 +1,19 @@
 #include "cli/bench_gptq_options.h"
 
+#include "bench/child.h"
+#include "bench/probe.h"
 #include "core/error.h"
-#include "core/log.h"
-#include "engine/configuration.h"
 #include "formats/hub_cache.h"
 #include "formats/quant_config.h"
 #include "kernels/registry.h"
+#include "ops/cuda_loader.h"
 
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <optional>
+#include <string_view>
 
 namespace nibble {
 namespace {
@@ -58,17 +61,20 @@ void BenchGptqOptions::add_to(CLI::App& app) {
          "--ppl", [this](const std::vector<std::string>& v) { ppl_given = true, ppl = v.empty() ? "" : v.front(); },
          "measure perplexity on this text file, too")
       ->expected(0, 1);
-  app.add_flag("--disable-exllama", disable_exllama, "run the plain kernel (here: dequant) instead of the fused one");
-  app.add_flag("--bitsandbytes", unsupported_bitsandbytes_)->group("");
-  app.add_flag("--use-marlin", unsupported_marlin_)->group("");
-  app.add_flag("--use-exllama", unsupported_exllama_)->group("");
-  app.add_option("--exllama-version", unsupported_exllama_version_)->group("");
+  app.add_flag("--disable-exllama", disable_exllama,
+               "run the plain kernel: on a GPU cuda-old, or cuda with act-order; on the CPU dequant");
+  app.add_flag("--use-exllama", use_exllama, "on a GPU: run exllamav2, or what --exllama-version says");
+  app.add_option("--exllama-version", exllama_version, "on a GPU: 1 runs exllama, 2 exllamav2")
+      ->check(CLI::IsMember({1, 2}));
+  app.add_flag("--use-marlin", use_marlin, "on a GPU: run marlin");
+  app.add_flag("--bitsandbytes", bitsandbytes)->group("");
 
   add_list(app, "--kernel", kernel,
            "kernels for the GPTQ model, a list: names (see `nibble kernels`), auto, all (auto)");
-  add_list(app, "--dtype", dtype, "what linear layers compute in, a list: f32, bf16 (by the model)");
-  app.add_option("--kv-dtype", kv_dtype, "type of the KV cache: f32, bf16, f16 (as --dtype)");
-  app.add_option("--device", device, "device to run on (cpu)");
+  add_list(app, "--dtype", dtype, "what linear layers compute in, a list: f32, bf16, on a GPU also f16 (by the model)");
+  app.add_option("--kv-dtype", kv_dtype,
+                 "type of the KV cache: f32, bf16, f16, on a GPU also i8, f8_e4m3 (as --dtype)");
+  app.add_option("--device", device, "auto, cpu, cuda or cuda:N (auto: a GPU where one can be used)");
   app.add_option("--prefill-chunk", prefill_chunk, "rows of the prompt a pass (0: by the device)")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--no-fuse", no_fuse, "run every node of the model by itself");
@@ -83,72 +89,97 @@ void BenchGptqOptions::add_to(CLI::App& app) {
   app.add_flag("--overwrite", overwrite, "replace result files that have other columns");
 }
 
-void BenchGptqOptions::refuse_what_is_not_here() const {
+void BenchGptqOptions::refuse_gpu_kernels() const {
+  constexpr std::string_view kInstead = "this device is the CPU; --kernel packed is the fused kernel here";
+  if (use_marlin) fail_usage("--use-marlin: marlin is a kernel for NVIDIA GPUs, and {}", kInstead);
+  if (use_exllama || exllama_version != 0) {
+    fail_usage("{}: exllama is a kernel for NVIDIA GPUs, and {}", use_exllama ? "--use-exllama" : "--exllama-version",
+               kInstead);
+  }
+}
+
+void BenchGptqOptions::check(const DeviceChoice& chosen) const {
   if (!task.empty() && task != "text-generation") {
     fail_usage("--task {}: only text-generation is measured here; leave the flag out or say so", task);
   }
-  if (unsupported_bitsandbytes_) {
+  if (bitsandbytes) {
     fail_usage(
-        "--bitsandbytes: there is no bitsandbytes row on the CPU; full precision and the kernels of `nibble kernels` "
-        "are there");
+        "--bitsandbytes: there is no bitsandbytes row here; full precision and the kernels of `nibble kernels` are "
+        "there");
   }
-  if (unsupported_marlin_) {
+  if (int{disable_exllama} + int{use_exllama || exllama_version != 0} + int{use_marlin} > 1) {
     fail_usage(
-        "--use-marlin: marlin is a kernel for NVIDIA GPUs, and this device is the CPU; --kernel packed is the fused "
-        "kernel here");
+        "--disable-exllama, --use-exllama (with --exllama-version) and --use-marlin name different kernels: give one");
   }
-  if (unsupported_exllama_ || unsupported_exllama_version_ != 0) {
-    fail_usage(
-        "{}: exllama is a kernel for NVIDIA GPUs, and this device is the CPU; --kernel packed is the fused kernel here",
-        unsupported_exllama_ ? "--use-exllama" : "--exllama-version");
+  if (chosen.kind == DeviceKind::cpu) {
+    refuse_gpu_kernels();
+  } else {
+    std::string why;
+    const int count = cuda_device_count(&why);
+    if (count == 0) fail("--device {}: {}; use --device cpu", device, why);
+    if (chosen.index >= count)
+      fail("--device {}: CUDA sees {} GPUs (CUDA_VISIBLE_DEVICES chooses among them)", device, count);
   }
   if (prefill && decode) fail_usage("--prefill and --decode contradict each other: give one");
   if (model.empty() && gptq_model.empty()) fail_usage("--model is missing: name the model to measure");
   if (ppl_given && ppl.empty()) fail_usage("--ppl needs a text file (nibble downloads nothing): --ppl FILE");
 }
 
-// The kernels that --kernel means for this model. "all" is every kernel that can run it.
-std::vector<std::string> BenchGptqOptions::quantised_kernels(const std::string& folder) const {
-  std::vector<std::string> asked = kernel;
-  if (asked.empty()) asked = {disable_exllama ? "dequant" : "auto"};
-  std::vector<std::string> out;
-  const auto add = [&out](std::string name) {
-    if (std::find(out.begin(), out.end(), name) == out.end()) out.push_back(std::move(name));
+std::string BenchGptqOptions::default_kernel(const std::string& folder, const DeviceChoice& chosen) const {
+  if (chosen.kind == DeviceKind::cpu) return disable_exllama ? "dequant" : "auto";
+  if (use_marlin) return "marlin";
+  // The second version is what optimum's script means by --use-exllama alone.
+  if (use_exllama || exllama_version != 0) return exllama_version == 1 ? "exllama" : "exllamav2";
+  if (!classic && !disable_exllama) return "auto";
+  const std::optional<QuantConfig> quant = find_quant_config(folder);
+  if (!quant) return "auto";
+  // Exllama takes 4 bits only: there the script's row runs the plain kernel in any case.
+  constexpr int kExllamaBits = 4;
+  if (!disable_exllama && quant->linear.bits == kExllamaBits) return "exllama";
+  // With one group a column, order does not matter, and the old kernel runs.
+  return quant->linear.desc_act && quant->linear.group_size > 0 ? "cuda" : "cuda-old";
+}
+
+std::vector<std::string> BenchGptqOptions::dtypes(const DeviceChoice& chosen) const {
+  if (!dtype.empty()) return dtype;
+  // optimum's script loads every model in f16.
+  return {classic && chosen.kind != DeviceKind::cpu ? "f16" : ""};
+}
+
+// What --kernel and --dtype mean for this model, a pair each row. "all" is every kernel that can run it in the type.
+std::vector<std::pair<std::string, std::string>> BenchGptqOptions::kernels_and_types(const std::string& folder,
+                                                                                     const DeviceChoice& chosen) const {
+  const std::vector<std::string> asked = kernel.empty() ? std::vector{default_kernel(folder, chosen)} : kernel;
+  const std::vector<std::string> types = dtypes(chosen);
+  std::vector<std::pair<std::string, std::string>> out;
+  const auto add = [&out](const std::string& name, const std::string& type) {
+    if (std::find(out.begin(), out.end(), std::pair(name, type)) == out.end()) out.emplace_back(name, type);
   };
   for (const std::string& name : asked) {
     if (name != "all") {
-      if (name != "auto") kernel_named(name, DeviceKind::cpu);  // its sentence lists the names there are
-      add(name);
+      if (name != "auto") kernel_named(name, chosen.kind);  // its sentence lists the names there are
+      for (const std::string& type : types) add(name, type);
       continue;
     }
-    const Checkpoint checkpoint(folder);
-    for (const LinearKernel* one : kernels_for(DeviceKind::cpu)) {
-      if (!one->traits().in_all) continue;
-      EngineOptions options;
-      options.device = device;
-      options.kernel = one->name();
-      const std::unique_ptr<Backend> backend = make_backend(options);
-      try {
-        configure_engine(checkpoint, options, *backend);
-        add(std::string(one->name()));
-      } catch (const Error& e) {
-        log_info(fmt::format("--kernel all leaves out {}: {}", one->name(), e.what()));
-      }
+    std::vector<std::pair<std::string, std::string>> fit;
+    for (const std::string& type : types) {
+      const std::vector<std::string> names =
+          chosen.kind == DeviceKind::cpu
+              ? kernels_that_run(folder, chosen.name(), type)
+              : probe_in_child(own_program().string(), {"bench", "probe"}, {chosen.name(), false, folder, type})
+                    .kernels;
+      for (const std::string& one : names) fit.emplace_back(one, type);
     }
+    // All types of a kernel one after another.
+    std::stable_sort(fit.begin(), fit.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (const auto& [one, type] : fit) add(one, type);
   }
   if (out.empty()) fail("no kernel of this build can run {}", folder);
   return out;
 }
 
-std::vector<BenchSystem> BenchGptqOptions::systems() const {
+std::vector<BenchSystem> BenchGptqOptions::systems(const DeviceChoice& chosen) const {
   std::vector<BenchSystem> out;
-  const std::vector<std::string> dtypes = dtype.empty() ? std::vector<std::string>{""} : dtype;
-  const auto add = [&](const std::string& name, const std::string& folder, bool quantised,
-                       const std::vector<std::string>& kernels) {
-    for (const std::string& one : kernels) {
-      for (const std::string& type : dtypes) out.push_back({name, folder, quantised, one, type});
-    }
-  };
   // The GPTQ model, where one is to be measured. --model may name it, too.
   std::string quantised_name = gptq_model;
   std::string dense_folder;
@@ -162,16 +193,20 @@ std::vector<BenchSystem> BenchGptqOptions::systems() const {
   if (gptq && quantised_name.empty()) fail_usage("--gptq needs --gptq-model: {} is not a GPTQ model", model);
   if (!dense_folder.empty() && !gptq) {
     // A kernel other than dense is for the quantised model; where there is none, it is for this one.
-    add(model, dense_folder, false,
-        quantised_name.empty() && !kernel.empty() ? quantised_kernels(dense_folder)
-                                                  : std::vector<std::string>{"dense"});
+    if (quantised_name.empty() && !kernel.empty()) {
+      for (const auto& [name, type] : kernels_and_types(dense_folder, chosen))
+        out.push_back({model, dense_folder, false, name, type});
+    } else {
+      for (const std::string& type : dtypes(chosen)) out.push_back({model, dense_folder, false, "dense", type});
+    }
   }
   const bool wants_quantised = gptq || (!classic && !quantised_name.empty());
   if (wants_quantised) {
     const std::string folder = resolve_model(quantised_name, revision).string();
     if (!find_quant_config(folder))
       fail("--gptq-model {}: there is no GPTQ configuration in {}", quantised_name, folder);
-    add(quantised_name, folder, true, quantised_kernels(folder));
+    for (const auto& [name, type] : kernels_and_types(folder, chosen))
+      out.push_back({quantised_name, folder, true, name, type});
   }
   if (out.empty())
     fail_usage("nothing is left to measure: without --gptq, --classic measures --model, which is missing");
@@ -195,13 +230,15 @@ std::vector<std::int64_t> BenchGptqOptions::tokens() const {
 }
 
 BenchSweep BenchGptqOptions::to_sweep() const {
-  refuse_what_is_not_here();
+  const DeviceChoice chosen = choose_device(device);
+  check(chosen);
   table_format_from_name(format);
   BenchSweep out;
   out.batch_sizes = sweep ? kSweepBatches : batch_size;
   out.prompt_lengths = prompts();
   out.new_tokens = tokens();
-  out.base.device = device;
+  // Chosen once: all rows are of one device.
+  out.base.device = chosen.name();
   out.base.kv_dtype = kv_dtype;
   out.base.prefill_chunk = prefill_chunk;
   out.base.fuse = !no_fuse;
@@ -211,7 +248,7 @@ BenchSweep BenchGptqOptions::to_sweep() const {
   out.base.perplexity_procedure = !procedure.empty() ? procedure : classic ? "autogptq" : "gptq2048";
   out.base.perplexity_context = context;
   out.base.perplexity_windows = windows;
-  out.systems = systems();
+  out.systems = systems(chosen);
   return out;
 }
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "bench/sweep.h"
+#include "engine/configuration.h"
 #include "report/table.h"
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace CLI {
@@ -32,6 +34,10 @@ struct BenchGptqOptions {
   bool decode = false;
   bool generate = false;
   bool disable_exllama = false;
+  bool use_exllama = false;
+  int exllama_version = 0;  // 0: not given
+  bool use_marlin = false;
+  bool bitsandbytes = false;
 
   // nibble's
   bool classic = false;
@@ -39,7 +45,7 @@ struct BenchGptqOptions {
   std::vector<std::string> kernel;  // empty: by the other flags
   std::vector<std::string> dtype;
   std::string kv_dtype;
-  std::string device = "cpu";
+  std::string device = "auto";
   std::int64_t prefill_chunk = 0;
   bool no_fuse = false;
   std::uint64_t seed = 1;
@@ -59,19 +65,23 @@ struct BenchGptqOptions {
   bool measures_speed() const { return !(classic && ppl_given) || generate; }
   /// What stands above the table: the protocol in words.
   std::string caption() const;
+  /// UsageError for flags that contradict each other or ask for what this device does not have.
+  void check(const DeviceChoice& device) const;
+  /// The kernel of the GPTQ rows where --kernel names none: on the CPU the engine's choice, on a GPU what optimum's
+  /// script would run with these flags on this model, and without --classic the engine's choice where no flag names
+  /// one.
+  std::string default_kernel(const std::string& folder, const DeviceChoice& device) const;
 
  private:
-  bool unsupported_bitsandbytes_ = false;
-  bool unsupported_marlin_ = false;
-  bool unsupported_exllama_ = false;
-  int unsupported_exllama_version_ = 0;
   bool num_batches_given_ = false;
   bool prompt_length_given_ = false;
   bool new_tokens_given_ = false;
 
-  void refuse_what_is_not_here() const;
-  std::vector<BenchSystem> systems() const;
-  std::vector<std::string> quantised_kernels(const std::string& folder) const;
+  void refuse_gpu_kernels() const;
+  std::vector<BenchSystem> systems(const DeviceChoice& device) const;
+  std::vector<std::pair<std::string, std::string>> kernels_and_types(const std::string& folder,
+                                                                     const DeviceChoice& device) const;
+  std::vector<std::string> dtypes(const DeviceChoice& device) const;
   std::int64_t batches() const;
   std::vector<std::int64_t> prompts() const;
   std::vector<std::int64_t> tokens() const;

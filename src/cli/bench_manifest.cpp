@@ -47,6 +47,30 @@ Json machine() {
           {"system", std::string(system.sysname) + " " + system.release}};
 }
 
+/// Zeros and empty texts are what the driver does not say.
+Json gpu_of(const GpuDescription& gpu, const DeviceCeilings& ceilings) {
+  return {{"name", gpu.name},
+          {"bus", gpu.bus},
+          {"driver", gpu.driver},
+          {"cuda_of_driver", gpu.cuda},
+          {"memory_bytes", gpu.memory},
+          {"sm_clock_max_mhz", gpu.sm_clock_max},
+          {"memory_clock_max_mhz", gpu.memory_clock_max},
+          {"power_limit_w", gpu.power_limit},
+          {"copy_bytes_per_second", ceilings.memory.copy_bytes_per_second},
+          {"read_bytes_per_second", ceilings.memory.read_bytes_per_second},
+          {"footprint_bytes", ceilings.memory.footprint},
+          {"gemm_flops_per_second",
+           {{"f32", ceilings.gemm.f32}, {"bf16", ceilings.gemm.bf16}, {"f16", ceilings.gemm.f16}}}};
+}
+
+/// The toolkit and the architectures that this build's CUDA library is of; null where it has none.
+Json cuda_build() {
+  const std::string architectures = NIBBLE_CUDA_BUILD_ARCHITECTURES;
+  if (architectures.empty()) return nullptr;
+  return {{"toolkit", NIBBLE_CUDA_BUILD_TOOLKIT}, {"architectures", architectures}};
+}
+
 Json model_of(const BenchSystem& system) {
   const Checkpoint checkpoint(system.folder);
   Json out = {{"model", system.model},
@@ -68,7 +92,7 @@ std::string utc_now() {
   return text;
 }
 
-std::string bench_manifest(const BenchSweep& sweep, const ReadBandwidth& memory, const std::string& started,
+std::string bench_manifest(const BenchSweep& sweep, const MeasuredDevice& measured, const std::string& started,
                            const std::string& protocol, const std::string& before, const std::string& where) {
   Json runs = Json::array();
   if (!before.empty()) runs = parse_ordered_json(before, where);
@@ -79,15 +103,17 @@ std::string bench_manifest(const BenchSweep& sweep, const ReadBandwidth& memory,
   out["command"] = command_line();
   out["protocol"] = protocol;
   out["machine"] = machine();
-  out["machine"]["memory_bandwidth"] = {{"bytes_per_second", memory.bytes_per_second},
-                                        {"footprint_bytes", memory.footprint},
-                                        {"threads", memory.threads},
-                                        {"passes", memory.passes}};
-  out["build"] = {{"version", NIBBLE_VERSION},
-                  {"compiler", NIBBLE_COMPILER},
-                  {"flags", NIBBLE_FLAGS},
-                  {"build_type", NIBBLE_BUILD_TYPE},
-                  {"commit", NIBBLE_COMMIT}};
+  if (measured.gpu) {
+    out["machine"]["gpu"] = gpu_of(*measured.gpu, measured.ceilings);
+  } else {
+    const ReadBandwidth& memory = measured.memory;
+    out["machine"]["memory_bandwidth"] = {{"bytes_per_second", memory.bytes_per_second},
+                                          {"footprint_bytes", memory.footprint},
+                                          {"threads", memory.threads},
+                                          {"passes", memory.passes}};
+  }
+  out["build"] = {{"version", NIBBLE_VERSION},       {"compiler", NIBBLE_COMPILER}, {"flags", NIBBLE_FLAGS},
+                  {"build_type", NIBBLE_BUILD_TYPE}, {"commit", NIBBLE_COMMIT},     {"cuda", cuda_build()}};
   out["models"] = Json::array();
   std::set<std::string> seen;
   for (const BenchSystem& system : sweep.systems) {

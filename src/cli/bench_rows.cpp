@@ -17,6 +17,7 @@ constexpr double kGb = 1e-9;
 Cell number_or_none(double value) { return value > 0 ? Cell(value) : Cell(); }
 Cell megabytes(double bytes) { return number_or_none(bytes * kMb); }
 Cell megabytes(std::size_t bytes) { return megabytes(static_cast<double>(bytes)); }
+Cell whole_or_none(int value) { return value > 0 ? Cell(std::int64_t{value}) : Cell(); }
 Cell text_or_none(const std::string& text) { return text.empty() ? Cell() : Cell(text); }
 Cell optional_number(const std::optional<double>& value) { return value ? Cell(*value) : Cell(); }
 
@@ -54,11 +55,20 @@ Cell quantised(const BenchRow& row, const T& value) {
   return row.result.quantisation.gptq ? Cell(value) : Cell();
 }
 
-/// None for full precision; for --kernel auto the kernel that most sites got ("packed x120, dense x1").
+/// None for full precision; for --kernel auto the kernel that most sites got ("packed x120, dense x1"). Kernels that
+/// optimum's script has are spelled as it does.
 Cell classic_kernel(const BenchRow& row) {
   if (!row.system.gptq) return {};
   const std::string& ran = row.result.kernels;
-  return row.system.kernel == "auto" && !ran.empty() ? ran.substr(0, ran.find(' ')) : row.system.kernel;
+  std::string name = row.system.kernel == "auto" && !ran.empty() ? ran.substr(0, ran.find(' ')) : row.system.kernel;
+  if (name == "cuda-old") return std::string("autogptq-cuda-old");
+  if (name == "cuda") return std::string("autotogptq-cuda");
+  return name;
+}
+
+/// What optimum's script measures: on a GPU its memory, on the CPU that of the process.
+std::size_t peak_memory(const BenchRow& row) {
+  return row.on_gpu() ? row.result.gpu.peak.bytes : row.result.memory.peak_resident;
 }
 
 std::vector<Cell> classic_table_row(const BenchRow& row) {
@@ -72,7 +82,7 @@ std::vector<Cell> classic_table_row(const BenchRow& row) {
           row.result.load.total,
           number_or_none(d.token.mean * kMs),
           number_or_none(d.throughput),
-          megabytes(row.result.memory.peak_resident)};
+          megabytes(peak_memory(row))};
 }
 
 std::string classic_name(std::string_view model, bool gptq, std::string_view end) {
@@ -88,17 +98,59 @@ struct Field {
 
 Cell share(double rate, double limit) { return rate > 0 && limit > 0 ? Cell(100 * rate / limit) : Cell(); }
 
-/// The limit that a decode step is held against: memory, or the cache where all that it reads fits into that.
+/// The limit that a decode step's bytes are held against: memory, or the cache where all that it reads fits into that.
 std::string bound_of(const BenchRow& row) {
   if (row.result.step_seconds.empty()) return {};
   return row.result.step_cost.bytes < static_cast<double>(row.last_level_cache) ? "cache" : "memory";
 }
+
+/// What a GPU's row is held against, and what it took of the GPU; empty on the CPU.
+struct GpuCells {
+  Cell memory, source, context, residual;
+  Cell step_floor, step_share, step_bound, prefill_floor, prefill_share, prefill_bound, gemm;
+  Cell clock_min, clock_max, power, temperature, throttle, ecc, joules, energy_source;
+
+  GpuCells(const BenchRow& row, const Derived& d) {
+    if (!row.on_gpu() || !row.result.error.empty()) return;
+    const BenchResult& r = row.result;
+    const GpuFacts& gpu = r.gpu;
+    memory = megabytes(gpu.peak.bytes);
+    source = text_or_none(gpu.peak.source);
+    context = megabytes(gpu.context);
+    if (gpu.peak.bytes > 0 && gpu.context > 0) {
+      residual = (static_cast<double>(gpu.peak.bytes) - static_cast<double>(r.planned_bytes + gpu.context)) * kMb;
+    }
+    const double rate = row.gemm.of(r.dtype);
+    gemm = number_or_none(rate * kGb);
+    const auto hold = [&](const Cost& cost, const Statistics& measured, Cell& floor, Cell& of_floor, Cell& bound) {
+      const Floor least = floor_of(cost, row.memory_bandwidth, rate);
+      if (measured.count == 0 || least.seconds <= 0) return;
+      floor = least.seconds * kMs;
+      of_floor = share(least.seconds, measured.median);
+      bound = least.bound;
+    };
+    hold(r.step_cost, d.step, step_floor, step_share, step_bound);
+    hold(r.prefill_cost, d.prefill, prefill_floor, prefill_share, prefill_bound);
+    if (gpu.run.samples == 0) return;
+    clock_min = whole_or_none(gpu.run.sm_clock_min);
+    clock_max = whole_or_none(gpu.run.sm_clock_max);
+    power = number_or_none(gpu.run.power);
+    temperature = whole_or_none(gpu.run.temperature);
+    throttle = text_or_none(throttle_text(gpu.run.throttle));
+    ecc = gpu.run.ecc_errors;
+    const BenchCase& c = row.bench_case;
+    const double tokens = static_cast<double>(c.num_batches * c.batch_size * c.new_tokens);
+    joules = number_or_none(gpu.run.joules / tokens);
+    energy_source = text_or_none(gpu.run.energy_source);
+  }
+};
 
 // One list makes both the columns and the cells, so that they cannot come apart.
 std::vector<Field> fields(const BenchRow& row) {
   const BenchCase& c = row.bench_case;
   const BenchResult& r = row.result;
   const Derived d(row);
+  const GpuCells gpu(row, d);
   const std::string bound = bound_of(row);
   const double limit = bound == "cache" ? r.own_bandwidth.bytes_per_second : row.memory_bandwidth;
   const auto ms = [](double seconds) { return number_or_none(seconds * kMs); };
@@ -115,12 +167,15 @@ std::vector<Field> fields(const BenchRow& row) {
       {{"load_time_s", "Load time (s)"}, number_or_none(r.load.total)},
       {{"per_token_latency_ms", "Per-token latency (ms)"}, ms(d.token.mean)},
       {{"throughput_tok_s", "Throughput (tok/s)"}, number_or_none(d.throughput)},
-      {{"peak_memory_mb", "Max memory (MB)"}, megabytes(r.memory.peak_resident)},
+      {{"peak_memory_mb", "Max memory (MB)"}, megabytes(peak_memory(row))},
       {{"status", "Status"}, r.error.empty() ? std::string("ok") : r.error},
+      {{"notes", "Notes"}, text_or_none(r.gpu.remarks)},
       {{"model", "Model"}, row.system.model},
       {{"dtype", "dtype"}, text_or_none(r.dtype)},
       {{"kv_dtype", "KV dtype"}, text_or_none(r.kv_dtype)},
       {{"kernels", "Kernels that ran"}, text_or_none(r.kernels)},
+      {{"device", "Device"}, c.device},
+      {{"device_name", "Device name"}, text_or_none(r.device)},
       {{"threads", "Threads"}, r.threads > 0 ? Cell(std::int64_t{r.threads}) : Cell()},
       {{"isa", "ISA"}, text_or_none(r.isa)},
       {{"latency_median_ms", "Median latency (ms)"}, ms(d.token.median)},
@@ -144,15 +199,39 @@ std::vector<Field> fields(const BenchRow& row) {
       {{"memory_gb_s", "Bandwidth memory (GB/s)"}, number_or_none(row.memory_bandwidth * kGb)},
       {{"memory_share_percent", "Share of memory's (%)", 1}, share(d.step_bytes_rate, row.memory_bandwidth)},
       {{"prefill_gflop_s", "Prefill (GFLOP/s)", 1}, number_or_none(d.prefill_flops_rate * kGb)},
+      {{"step_floor_ms", "Floor of TPOT (ms)", 3}, gpu.step_floor},
+      {{"step_floor_share_percent", "TPOT share of floor (%)", 1}, gpu.step_share},
+      {{"step_floor_bound", "TPOT bound by"}, gpu.step_bound},
+      {{"prefill_floor_ms", "Floor of TTFT (ms)", 3}, gpu.prefill_floor},
+      {{"prefill_floor_share_percent", "TTFT share of floor (%)", 1}, gpu.prefill_share},
+      {{"prefill_floor_bound", "TTFT bound by"}, gpu.prefill_bound},
+      {{"gemm_gflop_s", "GEMM rate (GFLOP/s)", 0}, gpu.gemm},
+      {{"gpu_memory_mb", "GPU memory (MB)"}, gpu.memory},
+      {{"memory_source", "Memory source"}, gpu.source},
+      {{"context_mb", "Context (MB)"}, gpu.context},
+      {{"residual_mb", "Not planned (MB)"}, gpu.residual},
+      {{"host_peak_mb", "Host peak (MB)"}, megabytes(r.memory.peak_resident)},
       {{"anonymous_mb", "Anonymous (MB)"}, megabytes(r.memory.anonymous)},
       {{"file_mb", "File-backed (MB)"}, megabytes(r.memory.file)},
       {{"planned_mb", "Planned (MB)"}, megabytes(r.planned_bytes)},
       {{"planned_weights_mb", "Planned weights (MB)"}, megabytes(r.planned_weights)},
       {{"planned_kv_cache_mb", "Planned KV cache (MB)"}, megabytes(r.planned_kv_cache)},
+      {{"planned_activations_mb", "Planned activations (MB)"}, megabytes(r.planned_arena)},
+      {{"planned_scratch_mb", "Planned scratch (MB)"}, megabytes(r.planned_workspace)},
       {{"load_read_s", "Load: read (s)", 3}, number_or_none(r.load.read)},
       {{"load_pack_s", "Load: pack (s)", 3}, number_or_none(r.load.pack)},
+      {{"load_upload_s", "Load: upload (s)", 3}, number_or_none(r.load.upload)},
       {{"load_tune_s", "Load: tune (s)", 3}, number_or_none(r.load.tune)},
+      {{"context_s", "Context (s)", 3}, number_or_none(r.gpu.open_seconds)},
       {{"cached_percent", "Files cached before (%)", 0}, r.cached_share ? Cell(100 * *r.cached_share) : Cell()},
+      {{"sm_clock_min_mhz", "SM clock min (MHz)"}, gpu.clock_min},
+      {{"sm_clock_max_mhz", "SM clock max (MHz)"}, gpu.clock_max},
+      {{"power_w", "Power (W)", 1}, gpu.power},
+      {{"temperature_c", "Temperature (C)"}, gpu.temperature},
+      {{"throttle", "Held back by"}, gpu.throttle},
+      {{"ecc_errors", "Memory errors"}, gpu.ecc},
+      {{"joules_per_token", "Energy (J/token)", 3}, gpu.joules},
+      {{"energy_source", "Energy source"}, gpu.energy_source},
       {{"verified_sites", "Verified shapes"}, r.verified_sites > 0 ? Cell(r.verified_sites) : Cell()},
       {{"verified_error", "Error of bound", 3}, r.verified_sites > 0 ? Cell(r.verified_error) : Cell()},
       {{"perplexity", "Perplexity", 3}, optional_number(r.perplexity)},
@@ -192,12 +271,18 @@ constexpr std::array kShown = {
     Shown{"step_gb_s", true},
     Shown{"bandwidth_share_percent", true},
     Shown{"bound", false},
+    Shown{"step_floor_share_percent", true},
+    Shown{"prefill_floor_share_percent", true},
+    Shown{"joules_per_token", true},
+    Shown{"gpu_memory_mb", true},
     Shown{"anonymous_mb", true},
     Shown{"file_mb", true},
     Shown{"planned_mb", true},
+    Shown{"residual_mb", true},
     Shown{"perplexity", true},
     Shown{"kernels", false},
     Shown{"status", false},
+    Shown{"notes", true},
 };
 
 /// Two rows say something different; a row that says nothing does not count.

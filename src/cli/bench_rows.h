@@ -1,6 +1,7 @@
 // The benchmark's results as rows: optimum's columns exactly, and nibble's own.
 #pragma once
 
+#include "bench/ceilings.h"
 #include "bench/sweep.h"
 #include "report/table.h"
 
@@ -15,10 +16,14 @@ struct BenchRow {
   BenchSystem system;
   BenchCase bench_case;
   BenchResult result;
-  double memory_bandwidth = 0;       // bytes a second, reading beyond the caches; 0: not measured
-  std::size_t last_level_cache = 0;  // bytes
+  // Bytes a second: of reading beyond the caches on the CPU, of copying on a GPU; 0: not measured.
+  double memory_bandwidth = 0;
+  std::size_t last_level_cache = 0;  // bytes; 0 on a GPU
   std::string perplexity_procedure;  // empty: no perplexity
   std::string started;               // of the run: "2026-01-31T12:00:00Z"
+  GemmRates gemm;                    // of a GPU; zeros: not measured
+
+  bool on_gpu() const { return bench_case.device != "cpu"; }
 };
 
 /// The CSV file of optimum's benchmark (version of August 2023).

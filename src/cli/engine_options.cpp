@@ -11,7 +11,9 @@ namespace {
 std::optional<DType> parse_dtype(const std::string& text, const char* flag) {
   if (text.empty() || text == "auto") return std::nullopt;
   const std::optional<DType> dtype = dtype_from_name(text);
-  if (!dtype) fail_usage("{} {}: expected auto, f32, bf16 or f16", flag, text);
+  if (!dtype)
+    fail_usage("{} {}: there is no such type; expected auto, f32, bf16, f16 or, for the KV cache, i8 or f8_e4m3", flag,
+               text);
   return dtype;
 }
 
@@ -22,9 +24,9 @@ void ModelOptions::add_to(CLI::App& app) {
   app.add_option("--revision", revision, "branch, tag or commit of a hub id")->capture_default_str();
   app.add_option("--kernel", kernel, "kernel of the linear layers (see `nibble kernels`), or auto")
       ->capture_default_str();
-  app.add_option("--dtype", dtype, "what linear layers compute in: auto, f32, bf16");
-  app.add_option("--kv-dtype", kv_dtype, "type of the KV cache: auto, f32, bf16, f16");
-  app.add_option("--device", device, "device to run on")->capture_default_str();
+  app.add_option("--dtype", dtype, "what linear layers compute in: auto, f32, bf16; on a GPU also f16");
+  app.add_option("--kv-dtype", kv_dtype, "type of the KV cache: auto, f32, bf16, f16; on a GPU also i8, f8_e4m3");
+  app.add_option("--device", device, "auto (a GPU where there is one), cpu, cuda, cuda:N")->capture_default_str();
   app.add_option("--max-tokens", max_tokens, "tokens a sequence that memory is planned for (0: by the model)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--prefill-chunk", prefill_chunk, "rows of the prompt a pass (0: by the device)")

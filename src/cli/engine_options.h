@@ -19,7 +19,7 @@ struct ModelOptions {
   std::string kernel = "auto";
   std::string dtype;
   std::string kv_dtype;
-  std::string device = "cpu";
+  std::string device = "auto";
   std::int64_t max_tokens = 0;
   std::int64_t prefill_chunk = 0;
   bool no_fuse = false;

@@ -1,7 +1,7 @@
 // nibble inspect FOLDER: what is in a model folder, and what each kernel says of it.
 #include "cli/command.h"
-#include "core/cpu_device.h"
 #include "core/error.h"
+#include "engine/configuration.h"
 #include "engine/weights.h"
 #include "formats/checkpoint.h"
 #include "formats/hub_cache.h"
@@ -24,6 +24,7 @@ constexpr double kMb = 1e6;
 struct Arguments {
   std::string folder;
   std::string revision = "main";
+  std::string device = "auto";
   bool tensors = false;
 };
 
@@ -76,10 +77,29 @@ std::string layers_text(const std::vector<int>& layers) {
   return fmt::format("{} to {} ({})", layers.front(), layers.back(), layers.size());
 }
 
-// Each distinct site of the model, in both types that it may compute in, and every kernel's answer.
-void print_fits(const Checkpoint& checkpoint, const Program& program) {
+/// "yes", "f16, bf16 only: ..." or "no: ...": what a kernel says of a site in the types that the device computes in.
+std::string answer_of(const LinearKernel& kernel, LinearSite site, const DeviceInfo& device) {
+  const bool cpu = device.kind == DeviceKind::cpu;
+  std::string takes;
+  std::string reason;
+  for (const DType compute : {DType::f32, DType::bf16, DType::f16}) {
+    if (cpu && compute == DType::f16) continue;
+    site.compute = compute;
+    // On the CPU activations are f32 between sites, on a GPU of the type that is computed in.
+    if (!cpu) site.x_dtype = site.y_dtype = compute;
+    const Fit fit = kernel.fit(site, device, 1);
+    if (fit.ok) {
+      takes += fmt::format("{}{}", takes.empty() ? "" : ", ", name_of(compute));
+    } else if (reason.empty()) {
+      reason = fit.reason;
+    }
+  }
+  return reason.empty() ? "yes" : takes.empty() ? "no: " + reason : fmt::format("{} only: {}", takes, reason);
+}
+
+// Each distinct site of the model, and what every kernel of the device says of it.
+void print_fits(const Checkpoint& checkpoint, const Program& program, const DeviceInfo& device) {
   const auto quant = find_quant_config(checkpoint.folder());
-  const DeviceInfo& device = cpu_device().info();
   struct Kind {
     LinearSite site;
     std::string name;
@@ -111,25 +131,17 @@ void print_fits(const Checkpoint& checkpoint, const Program& program) {
   }
   Table table;
   table.columns = {{"site", "site"}, {"layers", "layers"}, {"in", "in"}, {"out", "out"}, {"format", "format"}};
-  const auto kernels = kernels_for(DeviceKind::cpu);
+  const auto kernels = kernels_for(device.kind);
   for (const LinearKernel* kernel : kernels)
     table.columns.push_back({std::string(kernel->name()), std::string(kernel->name())});
   for (const std::string& key : order) {
-    Kind& kind = kinds[key];
+    const Kind& kind = kinds[key];
     std::vector<Cell> row = {kind.name, layers_text(kind.layers), kind.site.in_features(), kind.site.out_features(),
                              format_of(kind.site.parts.front())};
-    for (const LinearKernel* kernel : kernels) {
-      kind.site.compute = DType::bf16;
-      const Fit bf16 = kernel->fit(kind.site, device, 1);
-      kind.site.compute = DType::f32;
-      const Fit f32 = kernel->fit(kind.site, device, 1);
-      row.emplace_back(bf16.ok && f32.ok ? std::string("yes")
-                       : bf16.ok         ? "bf16 only: " + f32.reason
-                       : f32.ok          ? "f32 only: " + bf16.reason
-                                         : "no: " + f32.reason);
-    }
+    for (const LinearKernel* kernel : kernels) row.emplace_back(answer_of(*kernel, kind.site, device));
     table.rows.push_back(std::move(row));
   }
+  table.caption = fmt::format("What the kernels of {} say:", device.name);
   fmt::print("\n{}", to_markdown(table));
 }
 
@@ -149,7 +161,10 @@ int run(const Arguments& arguments) {
       program.vocab, program.max_positions);
   print_quantisation(folder);
   print_sizes(checkpoint);
-  print_fits(checkpoint, program);
+  EngineOptions options;
+  options.device = arguments.device;
+  const std::unique_ptr<Backend> backend = make_backend(options);
+  print_fits(checkpoint, program, backend->device().info());
   return 0;
 }
 
@@ -160,6 +175,9 @@ const CommandRegistration kRegistration(
                       "a Hugging Face folder, or a hub id that is in the Hugging Face cache")
            ->required();
        app.add_option("--revision", arguments->revision, "branch, tag or commit of a hub id")->capture_default_str();
+       app.add_option("--device", arguments->device,
+                      "whose kernels to ask: auto (a GPU where there is one), cpu, cuda, cuda:N")
+           ->capture_default_str();
        app.add_flag("--tensors", arguments->tensors, "list every tensor");
        return [arguments] { return run(*arguments); };
      }});

@@ -1,4 +1,5 @@
 // nibble plan: what a run would need of the memory, without running or reading weights.
+#include "bench/open_device.h"
 #include "cli/command.h"
 #include "cli/engine_options.h"
 #include "core/error.h"
@@ -31,12 +32,15 @@ class Planner {
   explicit Planner(const Arguments& arguments)
       : checkpoint_(arguments.model.open()), options_(arguments.model.engine_options()) {
     if (options_.max_tokens == 0) options_.max_tokens = arguments.prompt_length + arguments.new_tokens;
-    backend_ = make_backend(options_);
+    opened_ = open_device(options_);
   }
+
+  const OpenedDevice& opened() const { return opened_; }
+  const DeviceInfo& device() const { return opened_.backend->device().info(); }
 
   EngineConfiguration plan(std::int64_t batch) {
     options_.max_batch = batch;
-    return configure_engine(*checkpoint_, options_, *backend_);
+    return configure_engine(*checkpoint_, options_, *opened_.backend);
   }
 
   bool fits(std::int64_t batch) {
@@ -68,7 +72,7 @@ class Planner {
  private:
   std::shared_ptr<const Checkpoint> checkpoint_;
   EngineOptions options_;
-  std::unique_ptr<Backend> backend_;
+  OpenedDevice opened_;
 };
 
 int run(const Arguments& arguments) {
@@ -82,11 +86,12 @@ int run(const Arguments& arguments) {
   std::string sites;
   for (const auto& [name, count] : kernels) sites += fmt::format("{}{} x{}", sites.empty() ? "" : ", ", name, count);
 
+  const bool gpu = planner.device().kind != DeviceKind::cpu;
   Table table;
-  table.caption =
-      fmt::format("{}: batch {}, {} tokens a sequence, {} rows a pass; computes in {}, KV cache in {}; sites: {}.",
-                  made.program.architecture, made.sizes.max_batch, made.sizes.max_tokens, made.sizes.max_rows,
-                  name_of(made.compute), name_of(made.kv_dtype), sites);
+  table.caption = fmt::format(
+      "{} on {}: batch {}, {} tokens a sequence, {} rows a pass; computes in {}, KV cache in {}; sites: {}.",
+      made.program.architecture, planner.device().name, made.sizes.max_batch, made.sizes.max_tokens,
+      made.sizes.max_rows, name_of(made.compute), name_of(made.kv_dtype), sites);
   table.columns = {{"part", "part"}, {"mb", "MB"}};
   const auto add = [&table](std::string name, std::size_t bytes) {
     table.rows.push_back({std::move(name), static_cast<double>(bytes) / kMb});
@@ -95,12 +100,14 @@ int run(const Arguments& arguments) {
     for (const PlanItem& item : plan.items) add(item.name, item.bytes);
   } else {
     add("weights", plan.weights);
-    add("embedding (the file's own pages)", plan.embedding);
+    add(gpu ? "embedding" : "embedding (the file's own pages)", plan.embedding);
     add("KV cache", plan.kv_cache);
     add("activations", plan.arena);
     add("scratch of kernels", plan.workspace);
     add("total", plan.total());
-    add("the device has", plan.device_memory);
+    add(gpu ? "the device has free" : "the device has", plan.device_memory);
+    // It is there before anything is planned: what is free is free beside it.
+    if (planner.opened().context > 0) add("beside it: the GPU's context", planner.opened().context);
   }
   fmt::print("{}", render(table, table_format_from_name(arguments.format)));
   const bool fits = plan.total() <= plan.device_memory;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace nibble {
@@ -19,6 +20,14 @@ struct DeviceInfo {
   std::size_t memory_bytes = 0;  // all of it, cut by the limits of this process
   int threads = 0;               // CPU: threads of the pool; GPU: multiprocessors
   std::string isa;               // CPU: the active instruction set; GPU: "sm_90"
+  std::string bus;               // GPU: its PCI address, "0000:1b:00.0": tools of the driver know it by that
+};
+
+/// How fast a device moves bytes within its own memory: the limit of a pass that must read every weight.
+struct MemoryRate {
+  double copy_bytes_per_second = 0;  // copying one buffer to another; bytes read and bytes written both count
+  double read_bytes_per_second = 0;  // reading one buffer
+  std::size_t footprint = 0;         // bytes of each of the two buffers
 };
 
 /// Device memory; freed with the object.
@@ -58,6 +67,12 @@ class Device {
   /// At least `bytes` of uninitialised memory, aligned to 256 bytes; Error naming `purpose` when there is not so much.
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) = 0;
   virtual std::unique_ptr<Stream> make_stream() = 0;
+  /// Measures with two buffers of `footprint` bytes each, or of what is free where that is less; the best of several
+  /// passes. Nothing on the CPU, whose threads bench/bandwidth.h measures.
+  virtual std::optional<MemoryRate> measure_memory_rate(std::size_t footprint) {
+    static_cast<void>(footprint);
+    return std::nullopt;
+  }
   /// Gives back memory that was kept for packing further weights. Nothing may be under way.
   virtual void trim() {}
 };

@@ -23,18 +23,24 @@ constexpr std::int64_t kDefaultTokens = 4096;
 
 }  // namespace
 
-std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
-  const std::string_view device = options.device;
+std::string DeviceChoice::name() const { return kind == DeviceKind::cpu ? "cpu" : fmt::format("cuda:{}", index); }
+
+DeviceChoice choose_device(std::string_view name) {
   constexpr std::string_view kCuda = "cuda";
-  if (device == "cpu") return make_cpu_backend();
-  if (device == "auto") return cuda_device_count() > 0 ? make_cuda_backend(0) : make_cpu_backend();
-  if (device.starts_with(kCuda)) {
-    const std::string_view index = device.substr(kCuda.size());
-    if (index.empty()) return make_cuda_backend(0);
+  if (name == "cpu") return {};
+  if (name == "auto") return {cuda_device_count() > 0 ? DeviceKind::cuda : DeviceKind::cpu, 0};
+  if (name.starts_with(kCuda)) {
+    const std::string_view index = name.substr(kCuda.size());
+    if (index.empty()) return {DeviceKind::cuda, 0};
     if (index.size() == 2 && index[0] == ':' && index[1] >= '0' && index[1] <= '9')
-      return make_cuda_backend(index[1] - '0');
+      return {DeviceKind::cuda, index[1] - '0'};
   }
-  fail_usage("there is no device \"{}\": expected auto, cpu, cuda or cuda:N with a GPU's number", options.device);
+  fail_usage("there is no device \"{}\": expected auto, cpu, cuda or cuda:N with a GPU's number", name);
+}
+
+std::unique_ptr<Backend> make_backend(const EngineOptions& options) {
+  const DeviceChoice choice = choose_device(options.device);
+  return choice.kind == DeviceKind::cpu ? make_cpu_backend() : make_cuda_backend(choice.index);
 }
 
 EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineOptions& options, Backend& backend) {
@@ -52,13 +58,13 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
     return std::find(types.begin(), types.end(), type) != types.end();
   };
   if (!allowed(out.compute, {DType::f32, DType::bf16}) && !(gpu && out.compute == DType::f16)) {
-    fail_usage("compute type {} is not supported on {}; use f32{} or bf16", name_of(out.compute), options.device,
-               gpu ? ", f16" : "");
+    fail_usage("compute type {} is not supported on {}; use f32{} or bf16", name_of(out.compute),
+               gpu ? "GPUs" : "the CPU", gpu ? ", f16" : "");
   }
   if (!allowed(out.kv_dtype, {DType::f32, DType::bf16, DType::f16}) &&
       !(gpu && allowed(out.kv_dtype, {DType::i8, DType::f8_e4m3}))) {
-    fail_usage("KV cache type {} is not supported on {}; use f32, bf16{}", name_of(out.kv_dtype), options.device,
-               gpu ? ", f16, i8 or f8_e4m3" : " or f16");
+    fail_usage("KV cache type {} is not supported on {}; use f32, bf16{}", name_of(out.kv_dtype),
+               gpu ? "GPUs" : "the CPU", gpu ? ", f16, i8 or f8_e4m3" : " or f16");
   }
   if (options.max_batch < 1) fail_usage("the batch should be at least 1, found {}", options.max_batch);
   RunSizes& sizes = out.sizes;

@@ -8,6 +8,8 @@
 #include "ops/backend.h"
 
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 namespace nibble {
@@ -22,7 +24,20 @@ struct EngineConfiguration {
   double tune_seconds = 0;  // choosing kernels, with --kernel auto by measuring
 };
 
-/// The back end of EngineOptions::device; UsageError where this build has no such device.
+/// What EngineOptions::device means on this machine.
+struct DeviceChoice {
+  DeviceKind kind = DeviceKind::cpu;
+  int index = 0;  // of the GPU, among those that CUDA_VISIBLE_DEVICES leaves
+
+  /// "cpu", "cuda:0": chosen from that, it is the same device.
+  std::string name() const;
+};
+
+/// "auto" is the first GPU where one can be used, and the CPU elsewhere; "cpu", "cuda" and "cuda:N" are what they say,
+/// whether there is such a GPU or not. UsageError for other names.
+DeviceChoice choose_device(std::string_view name);
+
+/// The back end of EngineOptions::device; UsageError for a name that is none, Error for a GPU that cannot be used.
 std::unique_ptr<Backend> make_backend(const EngineOptions& options);
 
 /// Throws Error (UsageError for an option) where the engine would: an unknown kernel or type, a site that the kernel

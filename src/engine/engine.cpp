@@ -97,12 +97,13 @@ void Engine::Impl::check_fits() const {
   constexpr double kGb = 1e9;
   fail(
       "this run needs {:.2f} GB (weights {:.2f}, embedding {:.2f}, KV cache {:.2f}, activations and scratch {:.2f}), "
-      "and {} has {:.2f} GB: "
+      "{:.2f} GB ({} bytes) more than the {:.2f} GB that {} has: "
       "lower --batch-size, --max-tokens or --prefill-chunk, or take a smaller model or fewer bits",
       static_cast<double>(plan.total()) / kGb, static_cast<double>(plan.weights) / kGb,
       static_cast<double>(plan.embedding) / kGb, static_cast<double>(plan.kv_cache) / kGb,
-      static_cast<double>(plan.arena + plan.workspace) / kGb, backend->device().info().name,
-      static_cast<double>(plan.device_memory) / kGb);
+      static_cast<double>(plan.arena + plan.workspace) / kGb,
+      static_cast<double>(plan.total() - plan.device_memory) / kGb, plan.total() - plan.device_memory,
+      static_cast<double>(plan.device_memory) / kGb, backend->device().info().name);
 }
 
 void Engine::Impl::allocate() {

@@ -13,6 +13,8 @@ struct CudaEntry {
   /// GPUs that can be used; where none, `why` says why.
   int (*count)(std::string& why) = nullptr;
   std::unique_ptr<Backend> (*open)(int index) = nullptr;
+  /// The GPU's PCI address, found without making a context on it.
+  std::string (*bus)(int index) = nullptr;
 };
 
 }  // namespace nibble

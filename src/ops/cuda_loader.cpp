@@ -67,6 +67,12 @@ const Library& library() {
   return loaded;
 }
 
+const CudaEntry& needed_entry() {
+  std::string why;
+  if (cuda_device_count(&why) == 0) fail("the device cuda cannot be used: {}; use --device cpu", why);
+  return *library().entry;
+}
+
 }  // namespace
 
 int cuda_device_count(std::string* why) {
@@ -77,10 +83,8 @@ int cuda_device_count(std::string* why) {
   return count;
 }
 
-std::unique_ptr<Backend> make_cuda_backend(int index) {
-  std::string why;
-  if (cuda_device_count(&why) == 0) fail("the device cuda cannot be used: {}; use --device cpu", why);
-  return library().entry->open(index);
-}
+std::string cuda_device_bus(int index) { return needed_entry().bus(index); }
+
+std::unique_ptr<Backend> make_cuda_backend(int index) { return needed_entry().open(index); }
 
 }  // namespace nibble

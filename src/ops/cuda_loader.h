@@ -13,6 +13,10 @@ namespace nibble {
 /// library, a driver, a GPU.
 int cuda_device_count(std::string* why = nullptr);
 
+/// The PCI address of GPU `index`, without making a context on it: what it holds before can still be asked for. Throws
+/// Error that says what is missing.
+std::string cuda_device_bus(int index);
+
 /// The back end for GPU `index`; its kernels are in the registry from then on. Throws Error that says what is missing.
 std::unique_ptr<Backend> make_cuda_backend(int index);
 

@@ -63,12 +63,25 @@ TEST(BenchResult, TravelsAsJson) {
   one.perplexity = 9.25;
   one.memory.file = 12345;
   one.load.tune = 0.125;
+  one.load.upload = 0.25;
+  one.device = "NVIDIA H100";
+  one.planned_arena = 17;
+  one.planned_workspace = 18;
+  one.gpu.peak = {std::size_t{81'000'000'000}, "process"};
+  one.gpu.context = 500'000'000;
+  one.gpu.run.throttle = 0x8000000000000004u;
+  one.gpu.run.joules = 12.5;
+  one.gpu.remarks = "held back by: power cap";
   const BenchResult back = bench_result_from_json(to_json(one));
   EXPECT_EQ(to_json(back), to_json(one));
   EXPECT_EQ(back.quantisation.group_size, -1);
   EXPECT_EQ(back.total_seconds, one.total_seconds);
   EXPECT_EQ(back.cached_share, one.cached_share);
   EXPECT_FALSE(back.perplexity_error.has_value());
+  EXPECT_EQ(back.gpu.peak.bytes, std::size_t{81'000'000'000});
+  EXPECT_EQ(back.gpu.peak.source, "process");
+  EXPECT_EQ(back.gpu.run.throttle, 0x8000000000000004u);
+  EXPECT_EQ(back.gpu.remarks, "held back by: power cap");
 }
 
 TEST(BenchCase, BadJsonIsASentence) {

@@ -1,5 +1,6 @@
 #include "cli/bench_gptq_options.h"
 
+#include "ops/cuda_loader.h"
 #include "support/expect_error.h"
 
 #include <gtest/gtest.h>
@@ -13,8 +14,10 @@ namespace {
 const std::string kDense = std::string(NIBBLE_TEST_DATA) + "/golden/qwen2";
 const std::string kQuantised = std::string(NIBBLE_TEST_DATA) + "/golden/gptq_b4_g32";
 
+/// On the CPU, unless words say otherwise: the kernels that these tests name are the CPU's.
 BenchGptqOptions parse(std::vector<std::string> words) {
   BenchGptqOptions options;
+  if (std::find(words.begin(), words.end(), "--device") == words.end()) words.insert(words.end(), {"--device", "cpu"});
   CLI::App app;
   options.add_to(app);
   std::reverse(words.begin(), words.end());
@@ -126,6 +129,44 @@ TEST(BenchGptqOptions, WhatThisDeviceLacksIsASentence) {
   test::expect_error("--task text2text-generation",
                      [] { sweep_of({"--model", kDense, "--task", "text2text-generation"}); });
   EXPECT_THROW(sweep_of({"--model", kDense, "--use-marlin"}), UsageError);
+}
+
+TEST(BenchGptqOptions, TheDeviceIsChosenOnce) {
+  EXPECT_EQ(sweep_of({"--model", kDense}).base.device, "cpu");
+  test::expect_error("there is no device \"tpu\"", [] { sweep_of({"--model", kDense, "--device", "tpu"}); });
+  std::string why;
+  if (cuda_device_count(&why) > 0) {
+    EXPECT_EQ(sweep_of({"--model", kDense, "--device", "auto"}).base.device, "cuda:0");
+    EXPECT_EQ(sweep_of({"--model", kDense, "--device", "cuda"}).base.device, "cuda:0");
+  } else {
+    EXPECT_EQ(sweep_of({"--model", kDense, "--device", "auto"}).base.device, "cpu");
+    test::expect_error("--device cuda: " + why, [] { sweep_of({"--model", kDense, "--device", "cuda"}); });
+  }
+}
+
+TEST(BenchGptqOptions, OneKernelIsAskedFor) {
+  test::expect_error("name different kernels",
+                     [] { parse({"--disable-exllama", "--use-exllama"}).check(DeviceChoice{DeviceKind::cuda, 0}); });
+  EXPECT_THROW(parse({"--exllama-version", "3"}), CLI::ParseError);
+}
+
+TEST(BenchGptqOptions, OnAGpuTheRowsAreOptimums) {
+  const DeviceChoice gpu{DeviceKind::cuda, 0};
+  const auto kernel_of = [&](std::vector<std::string> words, const std::string& model = "gptq_b4_g32") {
+    return parse(std::move(words)).default_kernel(std::string(NIBBLE_TEST_DATA) + "/golden/" + model, gpu);
+  };
+  EXPECT_EQ(kernel_of({"--classic"}), "exllama");
+  EXPECT_EQ(kernel_of({"--classic", "--disable-exllama"}), "cuda-old");
+  EXPECT_EQ(kernel_of({"--classic", "--disable-exllama"}, "gptq_b4_g32_actorder"), "cuda");
+  EXPECT_EQ(kernel_of({"--classic", "--use-exllama"}), "exllamav2");
+  EXPECT_EQ(kernel_of({"--classic", "--use-exllama", "--exllama-version", "1"}), "exllama");
+  EXPECT_EQ(kernel_of({"--classic", "--exllama-version", "2"}), "exllamav2");
+  EXPECT_EQ(kernel_of({"--use-marlin"}), "marlin");
+  EXPECT_EQ(kernel_of({}), "auto");
+  EXPECT_EQ(kernel_of({"--disable-exllama"}), "cuda-old");
+  const DeviceChoice cpu;
+  EXPECT_EQ(parse({"--classic"}).default_kernel(kQuantised, cpu), "auto");
+  EXPECT_EQ(parse({"--classic", "--disable-exllama"}).default_kernel(kQuantised, cpu), "dequant");
 }
 
 TEST(BenchGptqOptions, WrongUsageIsASentence) {

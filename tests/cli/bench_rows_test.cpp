@@ -47,6 +47,39 @@ BenchRow gptq_row(std::int64_t batch) {
   return row;
 }
 
+/// The same on a GPU that copies 2 TB/s and multiplies 1000 TFLOP/s.
+BenchRow gpu_row(std::int64_t batch) {
+  BenchRow row = gptq_row(batch);
+  row.system.kernel = "cuda-old";
+  row.bench_case.device = "cuda:0";
+  row.memory_bandwidth = 2e12;
+  row.last_level_cache = 0;
+  row.gemm = {.f32 = 50e12, .bf16 = 1000e12, .f16 = 900e12};
+  BenchResult& r = row.result;
+  r.kernels = "cuda-old x8, dense x1";
+  r.device = "NVIDIA H100";
+  r.own_bandwidth = {};
+  r.prefill_cost = {4e10, 4e13};  // 20 ms to move, 40 ms to compute
+  r.step_cost = {2e10, 2e11};     // 10 ms to move
+  r.planned_bytes = 700000000;
+  r.planned_arena = 60000000;
+  r.planned_workspace = 40000000;
+  r.load.upload = 0.25;
+  r.gpu.peak = {1234000000, "process"};
+  r.gpu.context = 500000000;
+  r.gpu.open_seconds = 0.5;
+  r.gpu.run.samples = 20;
+  r.gpu.run.sm_clock_min = 1900;
+  r.gpu.run.sm_clock_max = 1980;
+  r.gpu.run.power = 312.5;
+  r.gpu.run.temperature = 60;
+  r.gpu.run.throttle = 0x5;
+  r.gpu.run.joules = 400;
+  r.gpu.run.energy_source = "counter";
+  r.gpu.remarks = "clocks moved: 1900 to 1980 MHz";
+  return row;
+}
+
 std::string cell(const BenchRow& row, std::string_view key) {
   const auto columns = bench_columns();
   const auto found = std::find_if(columns.begin(), columns.end(), [&](const Column& c) { return c.key == key; });
@@ -148,6 +181,67 @@ TEST(BenchRows, AStepThatFitsTheCacheIsHeldAgainstTheCache) {
   EXPECT_EQ(cell(row, "bound"), "cache");
   EXPECT_EQ(cell(row, "bandwidth_share_percent"), "25.0");
   EXPECT_EQ(cell(row, "memory_share_percent"), "50.0");
+}
+
+TEST(BenchRows, OnAGpuItsMemoryCounts) {
+  const BenchRow row = gpu_row(1);
+  EXPECT_EQ(cell(row, "peak_memory_mb"), "1234.00");
+  EXPECT_EQ(cell(row, "gpu_memory_mb"), "1234.00");
+  EXPECT_EQ(cell(row, "memory_source"), "process");
+  EXPECT_EQ(cell(row, "host_peak_mb"), "256.79");
+  EXPECT_EQ(cell(row, "context_mb"), "500.00");
+  EXPECT_EQ(cell(row, "residual_mb"), "34.00");  // 1234 - 700 - 500
+  EXPECT_EQ(cell(row, "planned_activations_mb"), "60.00");
+  EXPECT_EQ(cell(row, "planned_scratch_mb"), "40.00");
+  EXPECT_EQ(cell(row, "load_upload_s"), "0.250");
+  EXPECT_EQ(cell(row, "context_s"), "0.500");
+  EXPECT_EQ(cell(row, "device"), "cuda:0");
+  EXPECT_EQ(csv_row(classic_csv_columns(), classic_csv_row(row)),
+            "True,False,4,128,autogptq-cuda-old,2,1,512,10,1.24,30.00,33.33,1234.00");
+  BenchRow unknown = gpu_row(1);
+  unknown.result.gpu.peak = {};
+  EXPECT_EQ(cell(unknown, "peak_memory_mb"), "None");
+  EXPECT_EQ(cell(unknown, "residual_mb"), "None");
+}
+
+TEST(BenchRows, OnAGpuRowsAreHeldAgainstWhatBinds) {
+  const BenchRow row = gpu_row(1);
+  EXPECT_EQ(cell(row, "step_floor_ms"), "10.000");
+  EXPECT_EQ(cell(row, "step_floor_share_percent"), "50.0");
+  EXPECT_EQ(cell(row, "step_floor_bound"), "memory");
+  EXPECT_EQ(cell(row, "prefill_floor_ms"), "40.000");
+  EXPECT_EQ(cell(row, "prefill_floor_share_percent"), "40.0");
+  EXPECT_EQ(cell(row, "prefill_floor_bound"), "compute");
+  EXPECT_EQ(cell(row, "gemm_gflop_s"), "1000000");  // of bf16
+  EXPECT_EQ(cell(row, "bound"), "memory");
+  EXPECT_EQ(cell(row, "own_footprint_gb_s"), "None");
+  for (const char* key : {"step_floor_ms", "gemm_gflop_s", "gpu_memory_mb", "power_w", "joules_per_token", "notes"})
+    EXPECT_EQ(cell(dense_row(1), key), "None") << key;
+}
+
+TEST(BenchRows, OnAGpuClocksAndEnergyAreTold) {
+  const BenchRow row = gpu_row(4);
+  EXPECT_EQ(cell(row, "sm_clock_min_mhz"), "1900");
+  EXPECT_EQ(cell(row, "sm_clock_max_mhz"), "1980");
+  EXPECT_EQ(cell(row, "power_w"), "312.5");
+  EXPECT_EQ(cell(row, "throttle"), "power cap");  // being idle is none
+  EXPECT_EQ(cell(row, "ecc_errors"), "0");
+  EXPECT_EQ(cell(row, "joules_per_token"), "5.000");  // 400 J for 2 generations of 4 x 10 tokens
+  EXPECT_EQ(cell(row, "notes"), "clocks moved: 1900 to 1980 MHz");
+  BenchRow unwatched = gpu_row(4);
+  unwatched.result.gpu.run = {};
+  EXPECT_EQ(cell(unwatched, "ecc_errors"), "None");
+  EXPECT_EQ(cell(unwatched, "joules_per_token"), "None");
+}
+
+TEST(ClassicCsv, KernelsAreSpelledAsInOptimumsScript) {
+  BenchRow row = gpu_row(1);
+  for (const auto& [ours, theirs] : {std::pair("cuda", "autotogptq-cuda"), std::pair("cuda-old", "autogptq-cuda-old"),
+                                     std::pair("exllama", "exllama"), std::pair("exllamav2", "exllamav2")}) {
+    row.system.kernel = ours;
+    EXPECT_EQ(text_of(classic_csv_row(row)[4]), theirs);
+    EXPECT_EQ(cell(row, "kernel"), ours);
+  }
 }
 
 TEST(BenchRows, APromptAloneHasNoDecodeFigures) {

@@ -1,4 +1,5 @@
 // The commands that look at models without benchmarking them, as a user runs them.
+#include "ops/cuda_loader.h"
 #include "support/program.h"
 #include "support/temp_folder.h"
 
@@ -25,7 +26,7 @@ TEST(KernelsCommand, ListsTheReferenceWithItsTraits) {
   ASSERT_EQ(end.exit_code, 0) << end.err;
   bool found = false;
   for (const auto& row : json::parse(end.out)) {
-    if (row["kernel"] != "reference") continue;
+    if (row["kernel"] != "reference" || row["device"] != "cpu") continue;
     found = true;
     EXPECT_EQ(row["in_all"], false);
     EXPECT_EQ(row["deterministic"], true);
@@ -34,8 +35,26 @@ TEST(KernelsCommand, ListsTheReferenceWithItsTraits) {
   EXPECT_TRUE(found) << end.out;
 }
 
+TEST(KernelsCommand, SaysWhyThereIsNoGpu) {
+  std::string why;
+  if (cuda_device_count(&why) > 0) GTEST_SKIP() << "there is a GPU";
+  const ProgramEnd both = nibble_program({"kernels"});
+  EXPECT_EQ(both.exit_code, 0) << both.err;
+  EXPECT_NE(both.out.find("No GPU can be used here: "), std::string::npos) << both.out;
+  EXPECT_EQ(nibble_program({"kernels", "--device", "cpu"}).out.find("No GPU"), std::string::npos);
+  for (const std::vector<std::string>& words : {std::vector<std::string>{"kernels", "--device", "cuda"},
+                                                {"bench", "machine", "--device", "cuda"},
+                                                {"plan", "--model", kGolden + "qwen2", "--device", "cuda:1"},
+                                                {"inspect", kGolden + "qwen2", "--device", "cuda"}}) {
+    const ProgramEnd end = nibble_program(words);
+    EXPECT_EQ(end.exit_code, 1) << end.out;
+    EXPECT_NE(end.err.find("the device cuda cannot be used: "), std::string::npos) << end.err;
+  }
+  EXPECT_EQ(nibble_program({"kernels", "--device", "tpu"}).exit_code, 2);
+}
+
 TEST(InspectCommand, TellsArchitectureQuantisationAndWhatKernelsSay) {
-  const ProgramEnd end = nibble_program({"inspect", kGolden + "gptq_b4_g32_actorder"});
+  const ProgramEnd end = nibble_program({"inspect", kGolden + "gptq_b4_g32_actorder", "--device", "cpu"});
   ASSERT_EQ(end.exit_code, 0) << end.err;
   EXPECT_NE(end.out.find("architecture: llama, 2 layers, hidden 64"), std::string::npos) << end.out;
   EXPECT_NE(end.out.find("quantisation: GPTQ, 4 bits, group size 32, symmetric, desc_act; zeros as gptq (v1)"),
@@ -66,8 +85,8 @@ double part_of(const json& rows, const std::string& name) {
 TEST(PlanCommand, PlansWithoutRunning) {
   const auto plan = [](const std::string& batch) {
     const ProgramEnd end =
-        nibble_program({"plan", "--model", kGolden + "gptq_b4_g32", "--kernel", "reference", "--batch-size", batch,
-                        "--prompt-length", "64", "--new-tokens", "64", "--format", "json"});
+        nibble_program({"plan", "--model", kGolden + "gptq_b4_g32", "--kernel", "reference", "--device", "cpu",
+                        "--batch-size", batch, "--prompt-length", "64", "--new-tokens", "64", "--format", "json"});
     EXPECT_EQ(end.exit_code, 0) << end.err;
     return json::parse(end.out);
   };
@@ -84,7 +103,8 @@ TEST(PlanCommand, PlansWithoutRunning) {
 }
 
 TEST(PlanCommand, SaysTheLargestBatchAndWhatDoesNotFit) {
-  const std::vector<std::string> words = {"plan", "--model", kGolden + "gptq_b4_g32", "--kernel", "reference"};
+  const std::vector<std::string> words = {"plan",     "--model", kGolden + "gptq_b4_g32", "--kernel", "reference",
+                                          "--device", "cpu"};
   const ProgramEnd fits = nibble_program(words);
   EXPECT_EQ(fits.exit_code, 0) << fits.err;
   EXPECT_NE(fits.out.find("This fits. The largest batch that does is "), std::string::npos) << fits.out;
@@ -112,7 +132,7 @@ class PerplexityCommand : public testing::Test {
   }
   ProgramEnd run(std::vector<std::string> more) {
     more.insert(more.begin(), {"perplexity", "--model", "model", "--dataset", "text.txt", "--dtype", "f32", "--kernel",
-                               "reference", "--format", "json"});
+                               "reference", "--device", "cpu", "--format", "json"});
     return test::run_program(NIBBLE_PROGRAM, more, folder_.path());
   }
   test::TempFolder folder_;

@@ -1,5 +1,6 @@
 #include "core/cuda/cuda_device.h"
 
+#include "core/cuda/memory_rate.h"
 #include "core/cuda/uploader.h"
 #include "core/error.h"
 
@@ -38,6 +39,15 @@ class CudaGraph final : public Graph {
  private:
   cudaGraphExec_t exec_;
 };
+
+void check_index(int index) {
+  int count = 0;
+  check_cuda(cudaGetDeviceCount(&count), "looking for GPUs");
+  if (index < 0 || index >= count) {
+    fail("there is no GPU {}: CUDA sees {} (CUDA_VISIBLE_DEVICES chooses among them); use --device cuda:0 or cpu",
+         index, count);
+  }
+}
 
 }  // namespace
 
@@ -87,13 +97,15 @@ void CudaStream::launch(const Graph& graph) {
   check_cuda(cudaGraphLaunch(static_cast<const CudaGraph&>(graph).exec(), stream_), "launching a graph");
 }
 
+std::string cuda_bus(int index) {
+  check_index(index);
+  char text[64] = {};
+  check_cuda(cudaDeviceGetPCIBusId(text, static_cast<int>(sizeof text), index), "asking for the GPU's PCI address");
+  return text;
+}
+
 CudaDevice::CudaDevice(int index) : index_(index) {
-  int count = 0;
-  check_cuda(cudaGetDeviceCount(&count), "looking for GPUs");
-  if (index < 0 || index >= count) {
-    fail("there is no GPU {}: CUDA sees {} (CUDA_VISIBLE_DEVICES chooses among them); use --device cuda:0 or cpu",
-         index, count);
-  }
+  check_index(index);
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, index), "reading the GPU's properties");
   capability_ = properties.major * 10 + properties.minor;
@@ -113,6 +125,7 @@ CudaDevice::CudaDevice(int index) : index_(index) {
   info_.memory_bytes = free;
   info_.threads = multiprocessors_;
   info_.isa = "sm_" + std::to_string(capability_);
+  info_.bus = cuda_bus(index);
 }
 
 CudaDevice::~CudaDevice() = default;
@@ -126,13 +139,22 @@ std::unique_ptr<Buffer> CudaDevice::allocate(std::size_t bytes, const std::strin
     std::size_t free = 0;
     std::size_t total = 0;
     cudaMemGetInfo(&free, &total);
-    fail("no GPU memory for {}: {} bytes asked for, {} free on {}", purpose, bytes, free, info_.name);
+    if (bytes > free) {
+      fail("no GPU memory for {}: it needs {} bytes, {} more than the {} that are free on {}", purpose, bytes,
+           bytes - free, free, info_.name);
+    }
+    fail("no GPU memory for {}: {} has {} bytes free, but not the {} that it needs in one piece", purpose, info_.name,
+         free, bytes);
   }
   check_cuda(status, "allocating memory for " + purpose);
   return std::make_unique<CudaBuffer>(data, bytes);
 }
 
 std::unique_ptr<Stream> CudaDevice::make_stream() { return std::make_unique<CudaStream>(index_); }
+
+std::optional<MemoryRate> CudaDevice::measure_memory_rate(std::size_t footprint) {
+  return cuda_memory_rate(*this, footprint);
+}
 
 void CudaDevice::upload(void* to, const void* from, std::size_t bytes, Stream& stream) {
   if (!uploader_) uploader_ = std::make_unique<Uploader>(index_);

@@ -9,6 +9,8 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
+#include <string>
 #include <string_view>
 
 namespace nibble {
@@ -47,6 +49,7 @@ class CudaDevice final : public Device {
   const DeviceInfo& info() const override { return info_; }
   std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) override;
   std::unique_ptr<Stream> make_stream() override;
+  std::optional<MemoryRate> measure_memory_rate(std::size_t footprint) override;
 
   int multiprocessors() const { return multiprocessors_; }
   /// 90 for compute capability 9.0.
@@ -70,6 +73,10 @@ class CudaDevice final : public Device {
   std::unique_ptr<Uploader> uploader_;
   std::unique_ptr<Buffer> staging_;
 };
+
+/// The PCI address of GPU `index` of those that CUDA_VISIBLE_DEVICES leaves, without making a context on it; Error
+/// where there is no such GPU.
+std::string cuda_bus(int index);
 
 /// The stream, the device as what they must be for a CUDA kernel or op; Error when they belong to another device.
 CudaStream& cuda_stream(Stream& stream);

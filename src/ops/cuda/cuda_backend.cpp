@@ -69,6 +69,6 @@ std::unique_ptr<Backend> open_device(int index) { return std::make_unique<CudaBa
 }  // namespace nibble
 
 extern "C" const nibble::CudaEntry* nibble_cuda_entry() {
-  static const nibble::CudaEntry entry{NIBBLE_VERSION, nibble::count_devices, nibble::open_device};
+  static const nibble::CudaEntry entry{NIBBLE_VERSION, nibble::count_devices, nibble::open_device, nibble::cuda_bus};
   return &entry;
 }
