@@ -8,7 +8,7 @@ namespace nibble {
 __device__ __forceinline__ float activate(ActivationKind kind, float v) {
   switch (kind) {
     case ActivationKind::silu:
-      return v / (1.0f + __expf(-v));
+      return __fdividef(v, 1.0f + __expf(-v));
     case ActivationKind::gelu:
       // erfc keeps its digits where 1 + erf would lose them; 0.70710678 is sqrt(1/2).
       return 0.5f * v * erfcf(-v * 0.70710678f);

@@ -80,40 +80,23 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const FragmentA& a, 
 
 constexpr int kBatch = 4;  // chunks of 8 inputs that a thread has in flight
 
-// 8 values from consecutive packed places, one by one: any order and alignment.
-template <typename T>
-__device__ void load_scalars(const SmallRowsArgs& a, const T* row, int place, float (&v)[8]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int input = a.order != nullptr ? a.order[place + i] : (place + i < a.inputs ? place + i : -1);
-    v[i] = input >= 0 ? to_float(row[input]) : 0.0f;
-  }
-}
-
 __device__ __forceinline__ void load_floats(const float* from, float (&v)[8]) {
   const float4 p = *reinterpret_cast<const float4*>(from);
   const float4 q = *reinterpret_cast<const float4*>(from + 4);
   v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w, v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
 }
 
-__device__ __forceinline__ void widen(const uint4& p, bool half, float (&v)[8]) {
-  const std::uint32_t words[4] = {p.x, p.y, p.z, p.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-    v[2 * i] = half ? f.x : __uint_as_float(words[i] << 16);
-    v[2 * i + 1] = half ? f.y : __uint_as_float(words[i] & 0xffff0000u);
-  }
+__device__ __forceinline__ float widen(std::uint32_t bits, bool half) {
+  return half ? __half2float(__ushort_as_half(static_cast<unsigned short>(bits))) : __uint_as_float(bits << 16);
 }
 
 // The inputs of kBatch chunks of a token, `step` chunks apart from `chunk` on (zeros from `chunks` on), times the
 // norm's weights; adds to the sum of the inputs' squares. Loads of all chunks are on their way before the first is
 // used.
-__device__ void load_batch(const SmallRowsArgs& a, int token, int first_place, int chunk, int step, int chunks,
-                           float (&v)[kBatch][8], float& squares) {
+__device__ __forceinline__ void load_batch(const SmallRowsArgs& a, bool vectors, int token, int first_place, int chunk,
+                                           int step, int chunks, float (&v)[kBatch][8], float& squares) {
   const std::int64_t row = token * a.x_stride;
-  float w[kBatch][8];
-  const bool vectors = a.x_vectors && a.order == nullptr && first_place + chunks * 8 <= a.inputs;
+  const bool half = a.x_dtype == DType::f16;
   if (vectors && a.x_dtype == DType::f32) {
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
@@ -128,28 +111,24 @@ __device__ void load_batch(const SmallRowsArgs& a, int token, int first_place, i
       raw[u] = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(a.x) + row + first_place + at * 8);
     }
 #pragma unroll
-    for (int u = 0; u < kBatch; ++u) widen(raw[u], a.x_dtype == DType::f16, v[u]);
-  } else {
-#pragma unroll
     for (int u = 0; u < kBatch; ++u) {
-      const int place = first_place + min(chunk + u * step, chunks - 1) * 8;
-      if (a.x_dtype == DType::f32) {
-        load_scalars(a, static_cast<const float*>(a.x) + row, place, v[u]);
-      } else if (a.x_dtype == DType::f16) {
-        load_scalars(a, static_cast<const __half*>(a.x) + row, place, v[u]);
-      } else {
-        load_scalars(a, static_cast<const __nv_bfloat16*>(a.x) + row, place, v[u]);
-      }
+      const std::uint32_t words[4] = {raw[u].x, raw[u].y, raw[u].z, raw[u].w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[u][i] = widen(words[i / 2] >> (i % 2 * 16) & 0xffffu, half);
     }
-  }
-  if (a.norm_weight != nullptr) {
+  } else {
+    // Any order and alignment.
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
       const int place = first_place + min(chunk + u * step, chunks - 1) * 8;
-      if (vectors) {
-        load_floats(a.norm_weight + place, w[u]);
-      } else {
-        load_scalars(a, a.norm_weight, place, w[u]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int input = a.order != nullptr ? a.order[place + i] : (place + i < a.inputs ? place + i : -1);
+        v[u][i] = 0;
+        if (input >= 0) {
+          v[u][i] = a.x_dtype == DType::f32 ? static_cast<const float*>(a.x)[row + input]
+                                            : widen(static_cast<const std::uint16_t*>(a.x)[row + input], half);
+        }
       }
     }
   }
@@ -160,8 +139,24 @@ __device__ void load_batch(const SmallRowsArgs& a, int token, int first_place, i
     for (int i = 0; i < 8; ++i) {
       v[u][i] = there ? v[u][i] : 0.0f;
       squares += v[u][i] * v[u][i];
-      if (a.norm_weight != nullptr) v[u][i] *= w[u][i];
     }
+  }
+  if (a.norm_weight == nullptr) return;
+#pragma unroll
+  for (int u = 0; u < kBatch; ++u) {
+    const int place = first_place + min(chunk + u * step, chunks - 1) * 8;
+    float w[8];
+    if (vectors) {
+      load_floats(a.norm_weight + place, w);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int input = a.order != nullptr ? a.order[place + i] : (place + i < a.inputs ? place + i : -1);
+        w[i] = input >= 0 ? a.norm_weight[input] : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[u][i] *= w[i];
   }
 }
 
@@ -174,91 +169,101 @@ __device__ float scale_for(float most) {
 }
 
 // Writes the slice of all tokens to `staged` in the order of matrix B, [block][pair of steps][token][c] 16 bytes, and
-// the sums of each set to `sums` [set][token], times 2^-24 as the products are. A team of warps takes a token.
-// Not inlined: what it holds in registers must not crowd those of the loop over the weights.
+// the sums of each set to `sums` [set][token], times 2^-24 as the products are. A team of warps takes a token. In two
+// rounds, of one piece of code (a kernel of some microseconds waits for its instructions, too): the first finds the
+// scale, the second writes.
 template <int BITS, int SETS>
-__device__ __noinline__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_index, Shared& shared,
-                                   std::byte* staged, float* sums) {
+__device__ __forceinline__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_index, Shared& shared,
+                                      std::byte* staged, float* sums) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int team = a.rows == 1 ? 8 : a.rows == 2 ? 4 : a.rows <= 4 ? 2 : 1;
   const int member = warp % team;
   const int chunks = slice.blocks * 16;  // of 8 inputs
   const int first_place = slice.first_block * kBlockInputs;
+  const int step = team * 32;
+  const bool vectors = a.x_vectors && a.order == nullptr && first_place + chunks * 8 <= a.inputs;
+  // What a thread has of a token mostly fits its registers; else it is read again, from the level-1 cache.
+  const bool kept = chunks <= step * kBatch;
 
   // Uniform over the thread block: with teams of several warps there is one round.
+#pragma unroll 1
   for (int base = 0; base < a.rows; base += kSmallWarps / team) {
     const int token = base + warp / team;
-    const int step = team * 32;
-    // What a thread has of a token mostly fits its registers; else it is read again, from the level-1 cache.
-    const bool kept = chunks <= step * kBatch;
     float v[kBatch][8];
     float squares = 0;
     float most = 0;
-    if (token < a.rows) {
-      for (int first = member * 32; first < chunks; first += step * kBatch) {
-        load_batch(a, token, first_place, first + lane, step, chunks, v, squares);
+    float scale = 0;
+#pragma unroll 1
+    for (int round = 0; round < 2; ++round) {
+      if (token < a.rows) {
+#pragma unroll 1
+        for (int first = member * 32; first < chunks; first += step * kBatch) {
+          float again = 0;
+          if (round == 0 || !kept)
+            load_batch(a, vectors, token, first_place, first + lane, step, chunks, v, round == 0 ? squares : again);
+          if (round == 0) {
 #pragma unroll
-        for (int u = 0; u < kBatch; ++u) {
+            for (int u = 0; u < kBatch; ++u) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(v[u][i]));
+              for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(v[u][i]));
+            }
+            continue;
+          }
+#pragma unroll
+          for (int u = 0; u < kBatch; ++u) {
+            const int chunk = first + lane + u * step;
+            // Whole warps are past the end, or half of one: a block of weights has 16 chunks.
+            if (first + u * step >= chunks) break;
+            const int place_step = chunk % 16 / 2;
+            const int pair = chunk % 2;
+            const int shift = input_shift(BITS, place_step, pair);
+            // Exact powers of two, by their exponents.
+            const float down = scale * __uint_as_float(static_cast<std::uint32_t>(127 - shift) << 23);
+            const float up = __uint_as_float(static_cast<std::uint32_t>(127 + shift) << 23);
+            std::byte* to =
+                staged + ((chunk / 16 * 4 + place_step / 2) * a.rows + token) * 64 + place_step % 2 * 8 + pair * 4;
+            float sum = 0;
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+              const __half2 h = __floats2half2_rn(v[u][2 * c] * down, v[u][2 * c + 1] * down);
+              if (chunk < chunks) *reinterpret_cast<__half2*>(to + c * 16) = h;
+              const float2 f = __half22float2(h);
+              sum += (f.x + f.y) * up;
+            }
+            // The chunks of a set are neighbouring lanes.
+            constexpr int kSetChunks = 16 / SETS;
+#pragma unroll
+            for (int offset = kSetChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+            if (chunk < chunks && lane % kSetChunks == 0)
+              sums[chunk / kSetChunks * a.rows + token] = sum * 5.9604644775390625e-8f;  // 2^-24
+          }
         }
       }
-    }
-    squares = warp_sum(squares);
-    most = warp_max(most);
-    if (team > 1) {
-      if (lane == 0) {
-        shared.reduce[0][warp] = squares;
-        shared.reduce[1][warp] = most;
-      }
-      __syncthreads();
-      squares = 0;
-      most = 0;
-      for (int i = warp - member; i < warp - member + team; ++i) {
-        squares += shared.reduce[0][i];
-        most = fmaxf(most, shared.reduce[1][i]);
-      }
-    }
-    if (token >= a.rows) continue;
-    const float scale = scale_for(most);
-    if (lane == 0 && member == 0) {
-      shared.unscale[token] = 16777216.0f / scale;  // 2^24: codes are multiples of 2^-24
-      // Every thread block of the slice writes the same bits.
-      if (a.norm_weight != nullptr && a.slices > 1) a.squares[slice_index * kMostTokens + token] = squares;
-      shared.factor[token] =
-          a.norm_weight != nullptr ? rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps) : 1.0f;
-    }
-    for (int first = member * 32; first < chunks; first += step * kBatch) {
-      float again = 0;
-      if (!kept) load_batch(a, token, first_place, first + lane, step, chunks, v, again);
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        const int chunk = first + lane + u * step;
-        // Whole warps are past the end, or half of one: a block of weights has 16 chunks.
-        if (first + u * step >= chunks) break;
-        const int place_step = chunk % 16 / 2;
-        const int pair = chunk % 2;
-        const int shift = input_shift(BITS, place_step, pair);
-        // Exact powers of two, by their exponents.
-        const float down = scale * __uint_as_float(static_cast<std::uint32_t>(127 - shift) << 23);
-        const float up = __uint_as_float(static_cast<std::uint32_t>(127 + shift) << 23);
-        std::byte* to =
-            staged + ((chunk / 16 * 4 + place_step / 2) * a.rows + token) * 64 + place_step % 2 * 8 + pair * 4;
-        float sum = 0;
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const __half2 h = __floats2half2_rn(v[u][2 * c] * down, v[u][2 * c + 1] * down);
-          if (chunk < chunks) *reinterpret_cast<__half2*>(to + c * 16) = h;
-          const float2 f = __half22float2(h);
-          sum += (f.x + f.y) * up;
+      if (round == 1) break;
+      squares = warp_sum(squares);
+      most = warp_max(most);
+      if (team > 1) {
+        if (lane == 0) {
+          shared.reduce[0][warp] = squares;
+          shared.reduce[1][warp] = most;
         }
-        // The chunks of a set are neighbouring lanes.
-        constexpr int kSetChunks = 16 / SETS;
-#pragma unroll
-        for (int offset = kSetChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        if (chunk < chunks && lane % kSetChunks == 0)
-          sums[chunk / kSetChunks * a.rows + token] = sum * 5.9604644775390625e-8f;  // 2^-24
+        __syncthreads();
+        squares = 0;
+        most = 0;
+#pragma unroll 1
+        for (int i = warp - member; i < warp - member + team; ++i) {
+          squares += shared.reduce[0][i];
+          most = fmaxf(most, shared.reduce[1][i]);
+        }
+      }
+      scale = scale_for(most);
+      if (lane == 0 && member == 0 && token < a.rows) {
+        shared.unscale[token] = 16777216.0f / scale;  // 2^24: codes are multiples of 2^-24
+        // Every thread block of the slice writes the same bits.
+        if (a.norm_weight != nullptr && a.slices > 1) a.squares[slice_index * kMostTokens + token] = squares;
+        shared.factor[token] =
+            a.norm_weight != nullptr ? rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps) : 1.0f;
       }
     }
   }
@@ -347,50 +352,64 @@ __device__ void write(void* p, DType dtype, std::int64_t i, float v) {
   }
 }
 
-// The whole sums of a strip, in the order of matrix D: rows g (sum[t][0..1]) and g + 8 ([2..3]), tokens 8 t + 2 c and
-// the next.
+// Two tiles of sums of a lane, by value: in registers across a call.
+struct Sums {
+  float4 tile[2];
+};
+
 template <int TILES>
-__device__ void finish_strip(const SmallRowsArgs& a, const Shared& shared, int strip, int lane,
-                             const float (&sum)[TILES][4]) {
+__device__ __forceinline__ Sums sums_of(const float (&v)[TILES][4]) {
+  Sums out;
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    const int from = t < TILES ? t : 0;
+    out.tile[t] = make_float4(v[from][0], v[from][1], v[from][2], v[from][3]);
+  }
+  return out;
+}
+
+// The whole sums of a strip, in the order of matrix D: rows g (x, y) and g + 8 (z, w), tokens 8 t + 2 c and the next.
+// Not inlined: one copy serves the places that finish strips, since the kernel's instructions are fetched anew for each
+// of its few microseconds.
+__device__ __noinline__ void finish_strip(const SmallRowsArgs& a, const Shared& shared, int strip, int lane,
+                                          Sums sums) {
   const int g = lane / 4;
   const int c = lane % 4;
   int part = 0;
   if (a.epilogue != EpilogueKind::gated) {
     while (part + 1 < a.parts && strip >= a.first_strip[part + 1]) ++part;
   }
-#pragma unroll
-  for (int t = 0; t < TILES; ++t) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = 8 * t + 2 * c + i;
-      if (token >= a.rows) continue;
-      float factor = shared.factor[token];
-      if (a.norm_weight != nullptr && a.slices > 1) {
-        float squares = 0;
-        for (int s = 0; s < a.slices; ++s) squares += __ldcg(a.squares + s * kMostTokens + token);
-        factor = rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps);
+#pragma unroll 1
+  for (int i = 0; i < 4; ++i) {
+    const int token = i / 2 * 8 + 2 * c + i % 2;
+    const float4 tile = i / 2 == 0 ? sums.tile[0] : sums.tile[1];
+    if (token >= a.rows) continue;
+    float factor = shared.factor[token];
+    if (a.norm_weight != nullptr && a.slices > 1) {
+      float squares = 0;
+      for (int s = 0; s < a.slices; ++s) squares += __ldcg(a.squares + s * kMostTokens + token);
+      factor = rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps);
+    }
+    float low = (i % 2 == 0 ? tile.x : tile.y) * factor;
+    float high = (i % 2 == 0 ? tile.z : tile.w) * factor;
+    if (a.epilogue == EpilogueKind::gated) {
+      const int output = strip * 8 + g;
+      if (output >= a.outputs[0]) continue;
+      if (a.bias != nullptr) {
+        low += a.bias[a.bias_at[0] + output];
+        high += a.bias[a.bias_at[1] + output];
       }
-      float low = sum[t][i] * factor;
-      float high = sum[t][2 + i] * factor;
-      if (a.epilogue == EpilogueKind::gated) {
-        const int output = strip * 8 + g;
-        if (output >= a.outputs[0]) continue;
-        if (a.bias != nullptr) {
-          low += a.bias[a.bias_at[0] + output];
-          high += a.bias[a.bias_at[1] + output];
-        }
-        write(a.y[0], a.y_dtype, token * a.y_stride[0] + output, activate(a.activation, low) * high);
-        continue;
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int output = (strip - a.first_strip[part]) * kStripRows + g + 8 * h;
-        if (output >= a.outputs[part]) continue;
-        float v = h == 0 ? low : high;
-        if (a.bias != nullptr) v += a.bias[a.bias_at[part] + output];
-        if (a.epilogue == EpilogueKind::residual) v += read(a.residual, a.y_dtype, token * a.residual_stride + output);
-        write(a.y[part], a.y_dtype, token * a.y_stride[part] + output, v);
-      }
+      write(a.y[0], a.y_dtype, token * a.y_stride[0] + output, activate(a.activation, low) * high);
+      continue;
+    }
+#pragma unroll 1
+    for (int h = 0; h < 2; ++h) {
+      const int output = (strip - a.first_strip[part]) * kStripRows + g + 8 * h;
+      if (output >= a.outputs[part]) continue;
+      float v = h == 0 ? low : high;
+      if (a.bias != nullptr) v += a.bias[a.bias_at[part] + output];
+      if (a.epilogue == EpilogueKind::residual) v += read(a.residual, a.y_dtype, token * a.residual_stride + output);
+      write(a.y[part], a.y_dtype, token * a.y_stride[part] + output, v);
     }
   }
 }
@@ -426,7 +445,8 @@ __device__ bool last_to_arrive(const SmallRowsArgs& a, std::uint32_t items, int 
 
 // Adds all pieces of a strip, slice by slice and in each by thread block, and finishes it.
 template <int TILES>
-__device__ __noinline__ void collect(const SmallRowsArgs& a, const Shared& shared, std::uint32_t items, int strip, int lane) {
+__device__ __forceinline__ void collect(const SmallRowsArgs& a, const Shared& shared, std::uint32_t items, int strip,
+                                        int lane) {
   const auto* pieces = reinterpret_cast<const float4*>(a.pieces);
   float sum[TILES][4] = {};
   for (int s = 0; s < a.slices; ++s) {
@@ -442,7 +462,7 @@ __device__ __noinline__ void collect(const SmallRowsArgs& a, const Shared& share
     }
   }
   if (lane == 0) a.tickets[strip] = 0;
-  finish_strip<TILES>(a, shared, strip, lane, sum);
+  finish_strip(a, shared, strip, lane, sums_of<TILES>(sum));
 }
 
 // --- The kernel ------------------------------------------------------------------------------------------------------
@@ -501,6 +521,7 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
         ++fetch_strip;
       }
     };
+#pragma unroll 1
     for (int i = 0; i < kStages; ++i) fill();
     if (!waited) {
       // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
@@ -536,9 +557,8 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
     };
     for (int at = warp_begin; at < warp_end; at += kBlocksAStage) {
       const std::byte* stage_at = ring.wait();
-#pragma unroll
-      for (int j = 0; j < kBlocksAStage; ++j) {
-        if (at + j >= warp_end) break;
+#pragma unroll 1
+      for (int j = 0; j < kBlocksAStage && at + j < warp_end; ++j) {
         const std::byte* weights = stage_at + j * a.block_bytes;
         BlockProduct<BITS, TILES, SETS> product;
         product.codes.load(weights, lane);
@@ -558,7 +578,7 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
         } else {
           unscale(acc);
           if (a.slices == 1) {
-            finish_strip<TILES>(a, shared, strip, lane, acc);
+            finish_strip(a, shared, strip, lane, sums_of<TILES>(acc));
           } else {
             leave<TILES>(a, whole_slot(strip), lane, acc);
           }
@@ -626,7 +646,7 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
       }
       unscale(sum);
       if (begins && ends && a.slices == 1) {
-        finish_strip<TILES>(a, shared, id, lane, sum);
+        finish_strip(a, shared, id, lane, sums_of<TILES>(sum));
       } else {
         const std::size_t slot =
             begins && ends ? whole_slot(id) : 2 * static_cast<std::size_t>(blockIdx.x) + (begins ? 1 : 0);
