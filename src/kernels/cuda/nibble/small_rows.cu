@@ -1,11 +1,11 @@
-// Products of up to 16 rows with quantised weights: prologue, product and epilogue in one kernel that reads the weights
-// once, at the speed of memory.
+// Products of up to 16 rows with quantised weights, epilogue included, in one kernel that reads the weights once, at
+// the speed of memory.
 //
 // Codes go to the tensor core as they are (fragments.cuh), and scale and zero point come after a set of inputs:
-// sum s (q - z) x = s (sum q x - z sum x), with sums in f32. Inputs are staged in shared memory as f16, scaled by a
-// power of two for each token and slice so that the largest is near 2^13: that keeps 11 bits of each, of bf16 and f32
-// inputs too, whatever their range. The factor of a norm is the same for all inputs of a token, so it multiplies the
-// result.
+// sum s (q - z) x = s (sum q x - z sum x), with sums in f32. The inputs were staged before (stage_rows.cu).
+//
+// The kernel lives for some ten microseconds, with two warps a scheduler: what it does beside the weights is kept
+// short, in instructions too, which are fetched anew each time.
 #include "core/checked.h"
 #include "core/cuda/launch.cuh"
 #include "kernels/cuda/activation.cuh"
@@ -18,16 +18,13 @@
 namespace nibble::gpu {
 namespace {
 
-// Two blocks may share a multiprocessor (228 KB on Hopper, 1 KB of each block is the system's), so that the next
-// kernel's weights are on their way while this one ends.
+// Two blocks share a multiprocessor (228 KB on Hopper, 1 KB of each block is the system's).
 constexpr std::size_t kSharedBytes = 113 * 1024;
-// Places for the tokens' scales, factors and sums, the warps' pieces and barriers.
+// Places for the tokens' factors, the warps' pieces and barriers.
 constexpr std::size_t kFixedBytes = 1024;
-// The largest staged input is in [2^13, 2^14): in f16's range, and 2^-6 of it still 21 bits above its subnormals.
-constexpr int kTopExponent = 13;
 constexpr int kMostTokens = static_cast<int>(kMostSmallRows);
 
-// Sets a piece apart in the ledger of a block's warps.
+// What a warp has of strips that it does not have whole.
 struct WarpPieces {
   int head = -1;  // strip, -1: none
   int tail = -1;
@@ -36,11 +33,10 @@ struct WarpPieces {
 };
 
 struct Shared {
-  float unscale[kMostTokens];  // 2^24 / the token's scale
-  float factor[kMostTokens];   // of the norm, with one slice
-  float reduce[2][kSmallWarps];
+  float factor[kMostTokens];
   WarpPieces pieces[kSmallWarps];
   std::uint64_t barriers[kSmallWarps][kStages];
+  std::uint64_t inputs_barrier;
 };
 static_assert(sizeof(Shared) <= kFixedBytes);
 
@@ -51,7 +47,7 @@ struct Slice {
   int base;  // first item
 };
 
-__device__ Slice slice_of(const SmallRowsArgs& a, int s) {
+__device__ __forceinline__ Slice slice_of(const SmallRowsArgs& a, int s) {
   Slice out;
   out.first_block = s * a.slice_blocks;
   out.blocks = min(a.slice_blocks, a.blocks - out.first_block);
@@ -59,214 +55,17 @@ __device__ Slice slice_of(const SmallRowsArgs& a, int s) {
   return out;
 }
 
-// First item of a thread block, and the thread block of an item: items are divided evenly. Products stay below 2^32:
-// small_rows() sees to it.
-__device__ int first_item(std::uint32_t items, std::uint32_t block) {
-  return static_cast<int>(items * block / gridDim.x);
-}
-__device__ int block_of_item(std::uint32_t items, int item) {
-  return static_cast<int>(((static_cast<std::uint32_t>(item) + 1) * gridDim.x - 1) / items);
+// The thread block of an item.
+__device__ __forceinline__ int block_of_item(const SmallRowsArgs& a, int item) {
+  const int longer = a.remainder * (a.quotient + 1);
+  return item < longer ? item / (a.quotient + 1) : a.remainder + (item - longer) / a.quotient;
 }
 
 __device__ __forceinline__ void multiply_add(float (&d)[4], const FragmentA& a, std::uint32_t b0, std::uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
-}
-
-// --- Staging ---------------------------------------------------------------------------------------------------------
-
-constexpr int kBatch = 4;  // chunks of 8 inputs that a thread has in flight
-
-__device__ __forceinline__ void load_floats(const float* from, float (&v)[8]) {
-  const float4 p = *reinterpret_cast<const float4*>(from);
-  const float4 q = *reinterpret_cast<const float4*>(from + 4);
-  v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w, v[4] = q.x, v[5] = q.y, v[6] = q.z, v[7] = q.w;
-}
-
-__device__ __forceinline__ float widen(std::uint32_t bits, bool half) {
-  return half ? __half2float(__ushort_as_half(static_cast<unsigned short>(bits))) : __uint_as_float(bits << 16);
-}
-
-// The inputs of kBatch chunks of a token, `step` chunks apart from `chunk` on (zeros from `chunks` on), times the
-// norm's weights; adds to the sum of the inputs' squares. Loads of all chunks are on their way before the first is
-// used.
-__device__ __forceinline__ void load_batch(const SmallRowsArgs& a, bool vectors, int token, int first_place, int chunk,
-                                           int step, int chunks, float (&v)[kBatch][8], float& squares) {
-  const std::int64_t row = token * a.x_stride;
-  const bool half = a.x_dtype == DType::f16;
-  if (vectors && a.x_dtype == DType::f32) {
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int at = min(chunk + u * step, chunks - 1);
-      load_floats(static_cast<const float*>(a.x) + row + first_place + at * 8, v[u]);
-    }
-  } else if (vectors) {
-    uint4 raw[kBatch];
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int at = min(chunk + u * step, chunks - 1);
-      raw[u] = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(a.x) + row + first_place + at * 8);
-    }
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const std::uint32_t words[4] = {raw[u].x, raw[u].y, raw[u].z, raw[u].w};
-#pragma unroll
-      for (int i = 0; i < 8; ++i) v[u][i] = widen(words[i / 2] >> (i % 2 * 16) & 0xffffu, half);
-    }
-  } else {
-    // Any order and alignment.
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int place = first_place + min(chunk + u * step, chunks - 1) * 8;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int input = a.order != nullptr ? a.order[place + i] : (place + i < a.inputs ? place + i : -1);
-        v[u][i] = 0;
-        if (input >= 0) {
-          v[u][i] = a.x_dtype == DType::f32 ? static_cast<const float*>(a.x)[row + input]
-                                            : widen(static_cast<const std::uint16_t*>(a.x)[row + input], half);
-        }
-      }
-    }
-  }
-#pragma unroll
-  for (int u = 0; u < kBatch; ++u) {
-    const bool there = chunk + u * step < chunks;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      v[u][i] = there ? v[u][i] : 0.0f;
-      squares += v[u][i] * v[u][i];
-    }
-  }
-  if (a.norm_weight == nullptr) return;
-#pragma unroll
-  for (int u = 0; u < kBatch; ++u) {
-    const int place = first_place + min(chunk + u * step, chunks - 1) * 8;
-    float w[8];
-    if (vectors) {
-      load_floats(a.norm_weight + place, w);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int input = a.order != nullptr ? a.order[place + i] : (place + i < a.inputs ? place + i : -1);
-        w[i] = input >= 0 ? a.norm_weight[input] : 0.0f;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[u][i] *= w[i];
-  }
-}
-
-// The power of two that brings `most` into [2^13, 2^14), and what undoes it.
-__device__ float scale_for(float most) {
-  const int exponent = static_cast<int>(__float_as_uint(most) >> 23) - 127;
-  // Zeros and subnormals stay as they are; so do infinities and NaNs, which the result then shows.
-  if (exponent == -127 || exponent == 128) return 1;
-  return __uint_as_float(static_cast<std::uint32_t>(127 + min(kTopExponent - exponent, 126)) << 23);
-}
-
-// Writes the slice of all tokens to `staged` in the order of matrix B, [block][pair of steps][token][c] 16 bytes, and
-// the sums of each set to `sums` [set][token], times 2^-24 as the products are. A team of warps takes a token. In two
-// rounds, of one piece of code (a kernel of some microseconds waits for its instructions, too): the first finds the
-// scale, the second writes.
-template <int BITS, int SETS>
-__device__ __forceinline__ void stage(const SmallRowsArgs& a, const Slice& slice, int slice_index, Shared& shared,
-                                      std::byte* staged, float* sums) {
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const int team = a.rows == 1 ? 8 : a.rows == 2 ? 4 : a.rows <= 4 ? 2 : 1;
-  const int member = warp % team;
-  const int chunks = slice.blocks * 16;  // of 8 inputs
-  const int first_place = slice.first_block * kBlockInputs;
-  const int step = team * 32;
-  const bool vectors = a.x_vectors && a.order == nullptr && first_place + chunks * 8 <= a.inputs;
-  // What a thread has of a token mostly fits its registers; else it is read again, from the level-1 cache.
-  const bool kept = chunks <= step * kBatch;
-
-  // Uniform over the thread block: with teams of several warps there is one round.
-#pragma unroll 1
-  for (int base = 0; base < a.rows; base += kSmallWarps / team) {
-    const int token = base + warp / team;
-    float v[kBatch][8];
-    float squares = 0;
-    float most = 0;
-    float scale = 0;
-#pragma unroll 1
-    for (int round = 0; round < 2; ++round) {
-      if (token < a.rows) {
-#pragma unroll 1
-        for (int first = member * 32; first < chunks; first += step * kBatch) {
-          float again = 0;
-          if (round == 0 || !kept)
-            load_batch(a, vectors, token, first_place, first + lane, step, chunks, v, round == 0 ? squares : again);
-          if (round == 0) {
-#pragma unroll
-            for (int u = 0; u < kBatch; ++u) {
-#pragma unroll
-              for (int i = 0; i < 8; ++i) most = fmaxf(most, fabsf(v[u][i]));
-            }
-            continue;
-          }
-#pragma unroll
-          for (int u = 0; u < kBatch; ++u) {
-            const int chunk = first + lane + u * step;
-            // Whole warps are past the end, or half of one: a block of weights has 16 chunks.
-            if (first + u * step >= chunks) break;
-            const int place_step = chunk % 16 / 2;
-            const int pair = chunk % 2;
-            const int shift = input_shift(BITS, place_step, pair);
-            // Exact powers of two, by their exponents.
-            const float down = scale * __uint_as_float(static_cast<std::uint32_t>(127 - shift) << 23);
-            const float up = __uint_as_float(static_cast<std::uint32_t>(127 + shift) << 23);
-            std::byte* to =
-                staged + ((chunk / 16 * 4 + place_step / 2) * a.rows + token) * 64 + place_step % 2 * 8 + pair * 4;
-            float sum = 0;
-#pragma unroll
-            for (int c = 0; c < 4; ++c) {
-              const __half2 h = __floats2half2_rn(v[u][2 * c] * down, v[u][2 * c + 1] * down);
-              if (chunk < chunks) *reinterpret_cast<__half2*>(to + c * 16) = h;
-              const float2 f = __half22float2(h);
-              sum += (f.x + f.y) * up;
-            }
-            // The chunks of a set are neighbouring lanes.
-            constexpr int kSetChunks = 16 / SETS;
-#pragma unroll
-            for (int offset = kSetChunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-            if (chunk < chunks && lane % kSetChunks == 0)
-              sums[chunk / kSetChunks * a.rows + token] = sum * 5.9604644775390625e-8f;  // 2^-24
-          }
-        }
-      }
-      if (round == 1) break;
-      squares = warp_sum(squares);
-      most = warp_max(most);
-      if (team > 1) {
-        if (lane == 0) {
-          shared.reduce[0][warp] = squares;
-          shared.reduce[1][warp] = most;
-        }
-        __syncthreads();
-        squares = 0;
-        most = 0;
-#pragma unroll 1
-        for (int i = warp - member; i < warp - member + team; ++i) {
-          squares += shared.reduce[0][i];
-          most = fmaxf(most, shared.reduce[1][i]);
-        }
-      }
-      scale = scale_for(most);
-      if (lane == 0 && member == 0 && token < a.rows) {
-        shared.unscale[token] = 16777216.0f / scale;  // 2^24: codes are multiples of 2^-24
-        // Every thread block of the slice writes the same bits.
-        if (a.norm_weight != nullptr && a.slices > 1) a.squares[slice_index * kMostTokens + token] = squares;
-        shared.factor[token] =
-            a.norm_weight != nullptr ? rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps) : 1.0f;
-      }
-    }
-  }
 }
 
 // --- Products --------------------------------------------------------------------------------------------------------
@@ -369,8 +168,7 @@ __device__ __forceinline__ Sums sums_of(const float (&v)[TILES][4]) {
 }
 
 // The whole sums of a strip, in the order of matrix D: rows g (x, y) and g + 8 (z, w), tokens 8 t + 2 c and the next.
-// Not inlined: one copy serves the places that finish strips, since the kernel's instructions are fetched anew for each
-// of its few microseconds.
+// Not inlined: one copy serves the places that finish strips.
 __device__ __noinline__ void finish_strip(const SmallRowsArgs& a, const Shared& shared, int strip, int lane,
                                           Sums sums) {
   const int g = lane / 4;
@@ -384,12 +182,7 @@ __device__ __noinline__ void finish_strip(const SmallRowsArgs& a, const Shared& 
     const int token = i / 2 * 8 + 2 * c + i % 2;
     const float4 tile = i / 2 == 0 ? sums.tile[0] : sums.tile[1];
     if (token >= a.rows) continue;
-    float factor = shared.factor[token];
-    if (a.norm_weight != nullptr && a.slices > 1) {
-      float squares = 0;
-      for (int s = 0; s < a.slices; ++s) squares += __ldcg(a.squares + s * kMostTokens + token);
-      factor = rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps);
-    }
+    const float factor = shared.factor[token];
     float low = (i % 2 == 0 ? tile.x : tile.y) * factor;
     float high = (i % 2 == 0 ? tile.z : tile.w) * factor;
     if (a.epilogue == EpilogueKind::gated) {
@@ -424,18 +217,18 @@ __device__ void leave(const SmallRowsArgs& a, std::size_t slot, int lane, const 
 }
 
 // The thread blocks that have pieces of a strip in a slice, first and last.
-__device__ int2 owners(const SmallRowsArgs& a, std::uint32_t items, int strip, int s) {
+__device__ int2 owners(const SmallRowsArgs& a, int strip, int s) {
   const Slice slice = slice_of(a, s);
   const int item = slice.base + strip * slice.blocks;
-  return make_int2(block_of_item(items, item), block_of_item(items, item + slice.blocks - 1));
+  return make_int2(block_of_item(a, item), block_of_item(a, item + slice.blocks - 1));
 }
 
 // Takes a ticket of a strip whose piece this thread block has left; true for the last that is expected. What all
 // threads of the block have written before its last barrier is released with it.
-__device__ bool last_to_arrive(const SmallRowsArgs& a, std::uint32_t items, int strip) {
+__device__ bool last_to_arrive(const SmallRowsArgs& a, int strip) {
   std::uint32_t expected = 0;
   for (int s = 0; s < a.slices; ++s) {
-    const int2 blocks = owners(a, items, strip, s);
+    const int2 blocks = owners(a, strip, s);
     expected += static_cast<std::uint32_t>(blocks.y - blocks.x + 1);
   }
   std::uint32_t before;
@@ -445,12 +238,11 @@ __device__ bool last_to_arrive(const SmallRowsArgs& a, std::uint32_t items, int 
 
 // Adds all pieces of a strip, slice by slice and in each by thread block, and finishes it.
 template <int TILES>
-__device__ __forceinline__ void collect(const SmallRowsArgs& a, const Shared& shared, std::uint32_t items, int strip,
-                                        int lane) {
+__device__ __forceinline__ void collect(const SmallRowsArgs& a, const Shared& shared, int strip, int lane) {
   const auto* pieces = reinterpret_cast<const float4*>(a.pieces);
   float sum[TILES][4] = {};
   for (int s = 0; s < a.slices; ++s) {
-    const int2 blocks = owners(a, items, strip, s);
+    const int2 blocks = owners(a, strip, s);
     for (int block = blocks.x; block <= blocks.y; ++block) {
       const std::size_t at = blocks.x == blocks.y ? 2 * static_cast<std::size_t>(gridDim.x) + s * a.strips + strip
                                                   : 2 * static_cast<std::size_t>(block) + (block == blocks.x ? 1 : 0);
@@ -470,6 +262,29 @@ __device__ __forceinline__ void collect(const SmallRowsArgs& a, const Shared& sh
 template <int BITS>
 constexpr int kStageBlocks = BITS == 8 ? 1 : 2;
 
+// A slice of the staged inputs into shared memory, by all threads.
+template <int SETS>
+__device__ __forceinline__ void load_slice(const SmallRowsArgs& a, const Slice& slice, Shared& shared,
+                                           std::byte* inputs, float* sums, std::uint32_t parity) {
+  const std::byte* from = a.staged.inputs + static_cast<std::int64_t>(slice.first_block) * a.rows * 256;
+  const int bytes = slice.blocks * a.rows * 256;
+#if __CUDA_ARCH__ >= 900
+  const auto barrier = static_cast<std::uint32_t>(__cvta_generic_to_shared(&shared.inputs_barrier));
+  if (threadIdx.x == 0) bulk_copy(static_cast<std::uint32_t>(__cvta_generic_to_shared(inputs)), from, bytes, barrier);
+#else
+  for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += kSmallThreads * 16)
+    *reinterpret_cast<uint4*>(inputs + i) = __ldcg(reinterpret_cast<const uint4*>(from + i));
+#endif
+  const int first = slice.first_block * SETS * a.rows;
+  for (int i = static_cast<int>(threadIdx.x); i < slice.blocks * SETS * a.rows; i += kSmallThreads)
+    sums[i] = __ldcg(a.staged.sums + first + i);
+  if (static_cast<int>(threadIdx.x) < a.rows) shared.factor[threadIdx.x] = __ldcg(a.staged.factors + threadIdx.x);
+#if __CUDA_ARCH__ >= 900
+  wait_barrier(barrier, parity);
+#endif
+  __syncthreads();
+}
+
 template <int BITS, int TILES, int SETS>
 __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a,
                                                                       int inputs_bytes) {
@@ -480,90 +295,79 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
   const int stage_bytes = kBlocksAStage * a.block_bytes;
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   std::byte* ring_memory = memory + kFixedBytes;
-  std::byte* staged = ring_memory + kSmallWarps * kStages * stage_bytes;
-  float* sums = reinterpret_cast<float*>(staged + inputs_bytes);
+  std::byte* inputs = ring_memory + kSmallWarps * kStages * stage_bytes;
+  float* sums = reinterpret_cast<float*>(inputs + inputs_bytes);
 
-  const std::uint32_t items = static_cast<std::uint32_t>(a.strips) * static_cast<std::uint32_t>(a.blocks);
-  const int block_begin = first_item(items, blockIdx.x);
-  const int block_end = first_item(items, blockIdx.x + 1);
+  const int id = static_cast<int>(blockIdx.x);
+  const int block_begin = id * a.quotient + min(id, a.remainder);
+  const int block_end = block_begin + a.quotient + (id < a.remainder ? 1 : 0);
   WeightRing ring(ring_memory + warp * kStages * stage_bytes, shared.barriers[warp], stage_bytes, lane);
+  if (threadIdx.x == 0) init_barrier(static_cast<std::uint32_t>(__cvta_generic_to_shared(&shared.inputs_barrier)));
   int token_at[TILES];
 #pragma unroll
   for (int t = 0; t < TILES; ++t) token_at[t] = min(8 * t + lane / 4, a.rows - 1) * 64 + lane % 4 * 16;
 
-  bool waited = false;
-  for (int begin = block_begin; begin < block_end;) {
+  std::uint32_t segments = 0;
+  int slice_index = 0;
+#pragma unroll 1
+  for (int begin = block_begin; begin < block_end; ++segments) {
     // The items of this thread block in one slice, and this warp's share of them.
-    const int slice_index = begin / (a.strips * a.slice_blocks);
-    const Slice slice = slice_of(a, slice_index);
+    Slice slice = slice_of(a, slice_index);
+    while (begin >= slice.base + a.strips * slice.blocks) slice = slice_of(a, ++slice_index);
     const int end = min(block_end, slice.base + a.strips * slice.blocks);
     const int count = end - begin;
     const int warp_begin = begin + count * warp / kSmallWarps;
     const int warp_end = begin + count * (warp + 1) / kSmallWarps;
+    int strip = (warp_begin - slice.base) / slice.blocks;
+    int block = warp_begin - slice.base - strip * slice.blocks;
 
-    // What is fetched next: a strip, and a block of it in the slice.
-    int fetch = warp_begin;
-    int fetch_strip = (fetch - slice.base) / slice.blocks;
-    int fetch_block = (fetch - slice.base) % slice.blocks;
+    // What is fetched next. Blocks of two strips lie `gap` bytes apart.
+    const int gap = (a.blocks - slice.blocks) * a.block_bytes;
+    const std::byte* from =
+        a.weights + (static_cast<std::int64_t>(strip) * a.blocks + slice.first_block + block) * a.block_bytes;
+    int to_fetch = warp_end - warp_begin;
+    int in_strip = slice.blocks - block;
     const auto fill = [&] {
-      const int n = max(0, min(kBlocksAStage, warp_end - fetch));
-      const auto address = [&](int strip, int block) {
-        return a.weights + (static_cast<std::int64_t>(strip) * a.blocks + slice.first_block + block) * a.block_bytes;
-      };
-      // Blocks of two strips lie apart.
-      const int here = min(n, slice.blocks - fetch_block);
-      ring.fill(address(fetch_strip, fetch_block), here * a.block_bytes, address(fetch_strip + 1, 0),
-                (n - here) * a.block_bytes);
-      fetch += n;
-      fetch_block += n;
-      if (fetch_block >= slice.blocks) {
-        fetch_block -= slice.blocks;
-        ++fetch_strip;
+      const int n = min(kBlocksAStage, to_fetch);
+      const int here = gap == 0 ? n : min(n, in_strip);
+      ring.fill(from, here * a.block_bytes, from + here * a.block_bytes + gap, (n - here) * a.block_bytes);
+      from += n * a.block_bytes;
+      to_fetch -= n;
+      in_strip -= n;
+      while (in_strip <= 0) {
+        in_strip += slice.blocks;
+        from += gap;
       }
     };
 #pragma unroll 1
     for (int i = 0; i < kStages; ++i) fill();
-    if (!waited) {
-      // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
+    if (segments == 0) {
+      // The next kernel may come in and fetch its first weights; it waits for this one's results itself. The barrier
+      // of the inputs is set up for all threads once they have met.
       pdl_launch();
       pdl_wait();
-      waited = true;
+      __syncthreads();
     }
-    stage<BITS, SETS>(a, slice, slice_index, shared, staged, sums);
-    __syncthreads();
+    load_slice<SETS>(a, slice, shared, inputs, sums, segments & 1u);
 
-    int strip = (warp_begin - slice.base) / slice.blocks;
-    int block = (warp_begin - slice.base) % slice.blocks;
     WarpPieces mine;
     bool whole = block == 0;  // the strip at hand began in this warp
     const bool first_begins = whole;
     bool first = true;
     float acc[TILES][4] = {};
     float head[TILES][4] = {};
-    // In true units: pieces of other slices have other scales.
-    const auto unscale = [&](float(&v)[TILES][4]) {
-#pragma unroll
-      for (int t = 0; t < TILES; ++t) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float factor = shared.unscale[min(8 * t + 2 * (lane % 4) + i, a.rows - 1)];
-          v[t][i] *= factor;
-          v[t][2 + i] *= factor;
-        }
-      }
-    };
     const auto whole_slot = [&](int s) {
       return 2 * static_cast<std::size_t>(gridDim.x) + static_cast<std::size_t>(slice_index) * a.strips + s;
     };
-    for (int at = warp_begin; at < warp_end; at += kBlocksAStage) {
-      const std::byte* stage_at = ring.wait();
 #pragma unroll 1
-      for (int j = 0; j < kBlocksAStage && at + j < warp_end; ++j) {
-        const std::byte* weights = stage_at + j * a.block_bytes;
+    for (int at = warp_begin; at < warp_end; at += kBlocksAStage) {
+      const std::byte* weights = ring.wait();
+#pragma unroll 1
+      for (int j = 0; j < kBlocksAStage && at + j < warp_end; ++j, weights += a.block_bytes) {
         BlockProduct<BITS, TILES, SETS> product;
         product.codes.load(weights, lane);
         uint4 b[TILES];
-        product.template step<0>(a, weights, staged + block * a.rows * 256, sums + block * SETS * a.rows, token_at,
+        product.template step<0>(a, weights, inputs + block * a.rows * 256, sums + block * SETS * a.rows, token_at,
                                  lane, b, acc);
         if (++block < slice.blocks) continue;
         // The strip ends here.
@@ -575,13 +379,10 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
 #pragma unroll
             for (int i = 0; i < 4; ++i) head[t][i] = acc[t][i];
           }
+        } else if (a.slices == 1) {
+          finish_strip(a, shared, strip, lane, sums_of<TILES>(acc));
         } else {
-          unscale(acc);
-          if (a.slices == 1) {
-            finish_strip(a, shared, strip, lane, sums_of<TILES>(acc));
-          } else {
-            leave<TILES>(a, whole_slot(strip), lane, acc);
-          }
+          leave<TILES>(a, whole_slot(strip), lane, acc);
         }
 #pragma unroll
         for (int t = 0; t < TILES; ++t) acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = 0;
@@ -609,7 +410,7 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
     }
     // The pieces of the warps take the place of the inputs, which all have read.
     __syncthreads();
-    auto* pieces = reinterpret_cast<float4*>(staged);
+    auto* pieces = reinterpret_cast<float4*>(inputs);
     if (lane == 0) shared.pieces[warp] = mine;
 #pragma unroll
     for (int t = 0; t < TILES; ++t) {
@@ -619,13 +420,13 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
         pieces[((warp * 2 + 1) * TILES + t) * 32 + lane] = make_float4(acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
     }
     __syncthreads();
-    bool before = false;  // an earlier warp had items of this slice
-    for (int w = 0; w < warp; ++w) before = before || count * w / kSmallWarps < count * (w + 1) / kSmallWarps;
+    // An earlier warp has items of this slice: then it has the first part of a strip that does not begin here.
+    const bool before = warp_begin > begin;
 #pragma unroll 1
     for (int which = 0; which < 2; ++which) {
-      const int id = which == 0 ? mine.head : mine.tail;
+      const int piece = which == 0 ? mine.head : mine.tail;
       // The warp that has the first piece of a strip adds those of the warps behind it.
-      if (id < 0 || (which == 0 && !mine.head_begins && before)) continue;
+      if (piece < 0 || (which == 0 && !mine.head_begins && before)) continue;
       float sum[TILES][4];
 #pragma unroll
       for (int t = 0; t < TILES; ++t) {
@@ -634,9 +435,10 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
       }
       const bool begins = which == 1 || mine.head_begins;
       bool ends = which == 0 && mine.head_ends;
+#pragma unroll 1
       for (int w = warp + 1; w < kSmallWarps && !ends; ++w) {
         const WarpPieces theirs = shared.pieces[w];
-        if (theirs.head != id) continue;
+        if (theirs.head != piece) continue;
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
           const float4 p = pieces[((w * 2 + 0) * TILES + t) * 32 + lane];
@@ -644,38 +446,42 @@ __global__ __launch_bounds__(kSmallThreads, 2) void small_rows_kernel(const __gr
         }
         ends = theirs.head_ends;
       }
-      unscale(sum);
       if (begins && ends && a.slices == 1) {
-        finish_strip(a, shared, id, lane, sums_of<TILES>(sum));
+        finish_strip(a, shared, piece, lane, sums_of<TILES>(sum));
       } else {
         const std::size_t slot =
-            begins && ends ? whole_slot(id) : 2 * static_cast<std::size_t>(blockIdx.x) + (begins ? 1 : 0);
+            begins && ends ? whole_slot(piece) : 2 * static_cast<std::size_t>(blockIdx.x) + (begins ? 1 : 0);
         leave<TILES>(a, slot, lane, sum);
       }
     }
-    // All pieces of this thread block are in their places, and the next slice's inputs may go where they were.
+    // All pieces of this thread block are in their places, and the next slice's inputs may go where they were: those
+    // come by another way than ordinary stores (the "proxy" of bulk copies), which a fence must order.
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
     __syncthreads();
     const int first_strip = (begin - slice.base) / slice.blocks;
     const int last_strip = (end - 1 - slice.base) / slice.blocks;
-    const bool first_cut = (begin - slice.base) % slice.blocks != 0;
-    const bool last_cut = (end - slice.base) % slice.blocks != 0;
+    const bool first_cut = begin != slice.base + first_strip * slice.blocks;
+    const bool last_cut = end != slice.base + (last_strip + 1) * slice.blocks;
     // Each lane looks after one strip at a time, so that their tickets take the time of one.
+#pragma unroll 1
     for (int base = first_strip; base <= last_strip; base += kSmallThreads) {
       const int mine_strip = base + lane * kSmallWarps + warp;
       const bool cut = (mine_strip == first_strip && first_cut) || (mine_strip == last_strip && last_cut);
       const bool left = mine_strip <= last_strip && (a.slices > 1 || cut);
-      std::uint32_t complete = __ballot_sync(0xffffffffu, left && last_to_arrive(a, items, mine_strip));
+      std::uint32_t complete = __ballot_sync(0xffffffffu, left && last_to_arrive(a, mine_strip));
       while (complete != 0) {
         const int bit = __ffs(static_cast<int>(complete)) - 1;
         complete &= complete - 1;
-        collect<TILES>(a, shared, items, base + bit * kSmallWarps + warp, lane);
+        collect<TILES>(a, shared, base + bit * kSmallWarps + warp, lane);
       }
     }
     begin = end;
     if (begin < block_end) __syncthreads();
   }
   // A thread block without work still takes part in the chain of dependencies.
-  if (!waited) {
+  if (segments == 0) {
     pdl_launch();
     pdl_wait();
   }
@@ -711,15 +517,10 @@ Kernel kernel_of(int bits, int sets) {
   }
 }
 
-bool aligned_rows(const MatrixRef& m) {
-  const std::size_t element = bytes_of(m.dtype);
-  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && static_cast<std::size_t>(m.stride) * element % 16 == 0;
-}
-
 }  // namespace
 
 std::size_t SmallRowsPlan::workspace_bytes() const {
-  return pieces * static_cast<std::size_t>(tiles) * 512 + static_cast<std::size_t>(slices) * kMostTokens * 4;
+  return staged_bytes + pieces * static_cast<std::size_t>(tiles) * 512;
 }
 
 SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, int multiprocessors) {
@@ -742,12 +543,16 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, int
   plan.inputs_bytes = std::max(static_cast<std::size_t>(plan.slice_blocks) * block, warp_pieces);
   plan.shared_bytes = kFixedBytes + ring + plan.inputs_bytes + static_cast<std::size_t>(plan.slice_blocks) * block_sums;
   const std::int64_t items = layout.strips() * layout.blocks;
-  // A warp with less than a block has nothing to do.
+  // Two thread blocks a multiprocessor: with the 16 warps of both, one waits for its tensor core or shared memory while
+  // another has work. A warp with less than a block of weights has nothing to do.
   plan.grid =
-      static_cast<int>(std::clamp<std::int64_t>(ceil_div(items, std::int64_t{kSmallWarps}), 1, multiprocessors));
+      static_cast<int>(std::clamp<std::int64_t>(ceil_div(items, std::int64_t{kSmallWarps}), 1, 2 * multiprocessors));
   plan.pieces =
       2 * static_cast<std::size_t>(plan.grid) +
       (plan.slices > 1 ? static_cast<std::size_t>(plan.slices) * static_cast<std::size_t>(layout.strips()) : 0);
+  const StagedRows staged = staged_rows(layout, rows, nullptr);
+  plan.staged_bytes =
+      round_up(reinterpret_cast<std::uintptr_t>(staged.factors) + kMostTokens * sizeof(float), std::uintptr_t{256});
   return plan;
 }
 
@@ -767,20 +572,12 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
   a.zeros = layout.zeros;
   a.zero = static_cast<float>(1 << (layout.bits - 1));
   a.rows = static_cast<int>(args.rows);
-  a.inputs = static_cast<int>(layout.inputs);
-  a.x = args.x.data;
-  a.x_dtype = args.x.dtype;
-  a.x_stride = args.x.stride;
-  a.x_vectors = aligned_rows(args.x);
-  a.order = packed.order_data();
-  if (site.prologue.kind == PrologueKind::rms_norm) {
-    a.norm_weight = args.norm_weight;
-    a.norm_eps = site.prologue.eps;
-  }
+  a.staged = staged_rows(layout, args.rows, args.workspace);
   a.slices = plan.slices;
   a.slice_blocks = plan.slice_blocks;
-  a.pieces = reinterpret_cast<float*>(args.workspace);
-  a.squares = a.pieces + plan.pieces * static_cast<std::size_t>(plan.tiles) * 128;
+  a.quotient = a.strips * a.blocks / plan.grid;
+  a.remainder = a.strips * a.blocks % plan.grid;
+  a.pieces = reinterpret_cast<float*>(args.workspace + plan.staged_bytes);
   a.tickets = reinterpret_cast<std::uint32_t*>(packed.tickets->data());
   a.epilogue = site.epilogue.kind;
   a.activation = site.epilogue.activation;
@@ -805,6 +602,7 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
   check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(plan.shared_bytes)),
              "asking for shared memory");
+  stage_small_rows(packed, args, a.staged, stream);
   launch(stream, dim3(static_cast<unsigned>(plan.grid)), dim3(kSmallThreads), plan.shared_bytes, Overlap::yes, kernel,
          a, static_cast<int>(plan.inputs_bytes));
 }

@@ -1,6 +1,7 @@
 // What one call of the kernel for few rows is given, and how its work is divided.
 //
-// The work is a line of items, one a block of weights: inputs are cut into `slices` of whole blocks (so that a thread
+// A small kernel stages the inputs (stage_rows.cu); the product is another. Its work is a line of items, one a block of
+// weights: inputs are cut into `slices` of whole blocks (so that a thread
 // block can keep a slice of all tokens in shared memory), and in a slice strip follows strip. The thread blocks divide
 // the line evenly, and in a thread block its warps. What they sum of a strip are pieces; pieces of several thread
 // blocks meet in global memory, where the last to arrive adds them in their order. So results depend on the shape and
@@ -18,6 +19,13 @@ constexpr int kSmallWarps = 8;
 constexpr int kSmallThreads = kSmallWarps * 32;
 constexpr int kMostParts = 4;
 
+/// Inputs as stage_small_rows() leaves them in global memory for the product.
+struct StagedRows {
+  std::byte* inputs = nullptr;  // f16 in the order of matrix B: [block][pair of steps][token][c] 16 bytes
+  float* sums = nullptr;        // [set][token] of the staged inputs, times 2^-24
+  float* factors = nullptr;     // [token]: what the product's sums are multiplied by
+};
+
 struct SmallRowsArgs {
   const std::byte* weights = nullptr;
   int block_bytes = 0;
@@ -27,19 +35,13 @@ struct SmallRowsArgs {
   float zero = 0;  // the zero point where none are kept
 
   int rows = 0;
-  int inputs = 0;
-  const void* x = nullptr;
-  DType x_dtype = DType::f16;
-  std::int64_t x_stride = 0;
-  bool x_vectors = false;               // rows may be read 8 elements at a time
-  const std::int32_t* order = nullptr;  // InputOrder::inputs, or null
-  const float* norm_weight = nullptr;   // null: no norm
-  float norm_eps = 0;
+  StagedRows staged;
 
   int slices = 1;
   int slice_blocks = 0;  // of all slices but the last
+  int quotient = 0;      // items a thread block; the first `remainder` have one more
+  int remainder = 0;
   float* pieces = nullptr;
-  float* squares = nullptr;          // [slices, 16] sums of squares of each token's inputs, with a norm
   std::uint32_t* tickets = nullptr;  // [strips]
 
   EpilogueKind epilogue = EpilogueKind::store;
@@ -65,9 +67,15 @@ struct SmallRowsPlan {
   int stage_blocks = 1;
   std::size_t shared_bytes = 0;
   std::size_t inputs_bytes = 0;  // of shared memory for the slice of inputs, or for pieces of warps
+  std::size_t staged_bytes = 0;  // in global memory: inputs, sums and factors
   std::size_t pieces = 0;        // in global memory
   std::size_t workspace_bytes() const;
 };
 SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, int multiprocessors);
+
+/// Where stage_small_rows() puts its results in the workspace.
+StagedRows staged_rows(const PackedLayout& layout, std::int64_t rows, std::byte* workspace);
+/// Gathers, norms and scales the inputs once for all thread blocks of the product.
+void stage_small_rows(const PackedSite& packed, const LinearArgs& args, const StagedRows& to, CudaStream& stream);
 
 }  // namespace nibble::gpu

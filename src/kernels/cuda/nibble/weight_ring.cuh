@@ -10,6 +10,41 @@ namespace nibble::gpu {
 
 constexpr int kStages = 4;
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+/// Tells a barrier of one arrival to expect the bytes, and copies them; both multiples of 16, aligned to 16.
+__device__ __forceinline__ void bulk_copy(std::uint32_t to, const std::byte* from, int bytes, std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
+__device__ __forceinline__ void wait_barrier(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  }
+}
+#endif
+
+/// Sets up a barrier of one arrival (nothing before compute capability 9.0).
+__device__ __forceinline__ void init_barrier(std::uint32_t barrier) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+  static_cast<void>(barrier);
+#endif
+}
+
 class WeightRing {
  public:
   /// `stages`: kStages * stage_bytes in shared memory; `barriers`: kStages words of 8 bytes there. All lanes call.
@@ -21,9 +56,7 @@ class WeightRing {
         lane_(lane) {
 #if __CUDA_ARCH__ >= 900
     if (lane == 0) {
-      for (int i = 0; i < kStages; ++i)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers_ + 8 * i) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      for (int i = 0; i < kStages; ++i) init_barrier(barriers_ + 8 * i);
     }
     __syncwarp();
 #endif
@@ -53,19 +86,7 @@ class WeightRing {
   /// Waits for the oldest stage that is not released, and returns it.
   __device__ const std::byte* wait() {
 #if __CUDA_ARCH__ >= 900
-    const std::uint32_t barrier = barriers_ + 8 * read_;
-    std::uint32_t done = 0;
-    while (done == 0) {
-      asm volatile(
-          "{\n"
-          ".reg .pred p;\n"
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-          "selp.u32 %0, 1, 0, p;\n"
-          "}\n"
-          : "=r"(done)
-          : "r"(barrier), "r"(parity_)
-          : "memory");
-    }
+    wait_barrier(barriers_ + 8 * read_, parity_);
 #else
     asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
     __syncwarp();
