@@ -1,7 +1,7 @@
 // Whole models on the GPU: what transformers computes, what the CPU's back end gives, and that batches, graphs and
 // chunks change nothing.
-#include "core/error.h"
 #include "engine/engine.h"
+#include "core/error.h"
 #include "cuda/gpu.h"
 #include "engine/generator.h"
 #include "formats/quant_config.h"

@@ -87,19 +87,19 @@ MemoryRate cuda_memory_rate(CudaDevice& device, std::size_t footprint) {
   MemoryRate out;
   out.footprint = footprint;
   const double bytes = static_cast<double>(footprint);
-  out.copy_bytes_per_second = 2 * bytes / best_seconds(stream, [&] {
-                                check_cuda(cudaMemcpyAsync(to->data(), from->data(), footprint,
-                                                           cudaMemcpyDeviceToDevice, stream.handle()),
-                                           "copying within the GPU");
-                              });
+  out.copy_bytes_per_second =
+      2 * bytes / best_seconds(stream, [&] {
+        check_cuda(cudaMemcpyAsync(to->data(), from->data(), footprint, cudaMemcpyDeviceToDevice, stream.handle()),
+                   "copying within the GPU");
+      });
   const auto steps = static_cast<std::int64_t>(footprint / kGrain);
   const auto blocks = static_cast<unsigned>(
       std::min<std::int64_t>(steps, std::int64_t{kBlocksPerMultiprocessor} * device.multiprocessors()));
-  out.read_bytes_per_second = bytes / best_seconds(stream, [&] {
-                                launch(stream, dim3(blocks), dim3(kThreads), 0, Overlap::no, read_all,
-                                       reinterpret_cast<const uint4*>(from->data()), steps,
-                                       reinterpret_cast<uint4*>(to->data()));
-                              });
+  out.read_bytes_per_second =
+      bytes / best_seconds(stream, [&] {
+        launch(stream, dim3(blocks), dim3(kThreads), 0, Overlap::no, read_all,
+               reinterpret_cast<const uint4*>(from->data()), steps, reinterpret_cast<uint4*>(to->data()));
+      });
   return out;
 }
 
