@@ -278,6 +278,7 @@ PackedSite::PackedSite(const LinearSite& site, std::span<const LinearTensors> te
     part.bits = gptq->bits;
     part.outputs = gptq->out_features;
     part.symmetric = gptq->sym;
+    part.middle = static_cast<float>(1 << (part.bits - 1));
     part.wide_scales = !std::all_of(gptq->scales.begin(), gptq->scales.end(), fits_half);
     part.staged = plan_of(*gptq, planes);
     const Plan& plan = plans_[static_cast<std::size_t>(part.staged)];
