@@ -1,6 +1,7 @@
 #include "quant/quantizer.h"
 
 #include "core/checked.h"
+#include "core/clock.h"
 #include "core/cpu.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -88,7 +89,7 @@ class Quantizer {
     progress.finish(fmt::format("{} linear layers to {} bits", targets_.size(), options_.gptq.bits));
     report_.bytes_before = checkpoint_.total_bytes();
     report_.bytes_after = writer.total_size();
-    report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    report_.seconds = seconds_since(start);
     return std::move(report_);
   }
 
