@@ -75,7 +75,7 @@ double code_deviation(int bits, bool symmetric) {
 }
 
 /// `options` as they are. Throws UsageError for those that cannot be.
-const SynthOptions& checked(const SynthOptions& options) {
+SynthOptions checked(SynthOptions options) {
   if (options.dtype != DType::f16 && options.dtype != DType::bf16 && options.dtype != DType::f32) {
     fail_usage("random weights are made in f16, bf16 or f32, not {}", name_of(options.dtype));
   }
