@@ -8,6 +8,11 @@
 namespace nibble {
 namespace {
 
+void check_width(int bits) {
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8)
+    fail("codes of {} bits cannot be packed: GPTQ has those of 2, 3, 4 and 8", bits);
+}
+
 /// Puts the codes of row k of a matrix into its words, whose bits for them are still 0.
 void add_row(const std::uint8_t* row, std::int64_t k, std::int64_t columns, int bits, std::uint32_t* words) {
   const std::uint32_t mask = (1u << bits) - 1u;
@@ -25,6 +30,7 @@ void add_row(const std::uint8_t* row, std::int64_t k, std::int64_t columns, int 
 }  // namespace
 
 void unpack_codes(std::span<const std::uint32_t> words, int bits, std::span<std::uint8_t> codes) {
+  check_width(bits);
   const auto count = static_cast<std::int64_t>(codes.size());
   if (static_cast<std::int64_t>(words.size()) < packed_words(count, bits)) {
     fail("{} codes of {} bits do not fit in {} words", count, bits, words.size());
@@ -38,6 +44,7 @@ void pack_codes(std::span<const std::uint8_t> codes, int bits, std::span<std::ui
 
 void pack_columns(std::span<const std::uint8_t> codes, std::int64_t rows, std::int64_t columns, int bits,
                   std::span<std::uint32_t> words) {
+  check_width(bits);
   const std::int64_t needed = packed_words(rows, bits) * columns;
   if (static_cast<std::int64_t>(codes.size()) < rows * columns || static_cast<std::int64_t>(words.size()) < needed) {
     fail("{} codes and {} words are too few for a matrix of {} x {} codes of {} bits", codes.size(), words.size(), rows,

@@ -271,6 +271,7 @@ class Quantizer {
 
   std::vector<DenseLinear> load_parts(const LinearNode& node) const {
     std::vector<DenseLinear> parts;
+    parts.reserve(node.parts.size());
     for (std::size_t i = 0; i < node.parts.size(); ++i) parts.push_back(load(node, i));
     return parts;
   }

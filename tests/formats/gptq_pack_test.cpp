@@ -112,11 +112,15 @@ TEST(GptqPackWordsTest, SplitsThreeBitCodesAcrossWords) {
   EXPECT_EQ(words, (std::vector<std::uint32_t>{0, 0x80000000, 0x00000003}));
 }
 
-TEST(GptqPackWordsTest, RefusesSpansThatAreTooShort) {
+TEST(GptqPackWordsTest, RefusesSpansThatAreTooShortAndOtherWidths) {
   std::vector<std::uint8_t> codes(33);
   std::vector<std::uint32_t> words(3);
   test::expect_error("do not fit in 3 words", [&] { unpack_codes(words, 3, codes); });
   test::expect_error("too few", [&] { pack_codes(codes, 3, words); });
+  for (const int bits : {0, 5, 33}) {
+    test::expect_error("GPTQ has those of 2, 3, 4 and 8", [&] { pack_codes(codes, bits, words); });
+    test::expect_error("GPTQ has those of 2, 3, 4 and 8", [&] { unpack_codes(words, bits, codes); });
+  }
 }
 
 }  // namespace
