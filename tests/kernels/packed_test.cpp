@@ -87,6 +87,8 @@ std::vector<PackedCase> shapes() {
                      .act_order = true,
                      .symmetric = false,
                      .bias = true});
+    // Panels enough that each thread packs several groups of them, the last one not full.
+    cases.push_back({.inputs = 96, .outputs = {310}, .bits = bits, .group = 32, .act_order = true});
     cases.push_back({.inputs = 128, .outputs = {16}, .bits = bits, .group = 32, .wide_scales = true});
     cases.push_back({.inputs = 160, .outputs = {40}, .bits = bits, .group = 32, .norm = true});
   }
