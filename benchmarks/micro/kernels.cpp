@@ -8,6 +8,7 @@
 #include "core/cpu_device.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
+#include "kernels/cpu/dense.h"
 #include "kernels/random_site.h"
 #include "kernels/registry.h"
 #include "kernels/verify.h"
@@ -96,7 +97,8 @@ MatrixRef matrix(const Buffer& buffer, std::int64_t rows, std::int64_t columns) 
   return {buffer.data(), DType::f32, rows, columns, columns};
 }
 
-void run_kernel(const LinearKernel& kernel, const Shape2& shape, const Options& options, double bandwidth) {
+void run_kernel(const LinearKernel& kernel, std::string_view label, const Shape2& shape, const Options& options,
+                double bandwidth) {
   Device& device = cpu_device();
   RandomSiteOptions random_options{.in_features = shape.inputs,
                                    .out_features = shape.outputs,
@@ -113,7 +115,7 @@ void run_kernel(const LinearKernel& kernel, const Shape2& shape, const Options& 
   }
   const Fit fit = kernel.fit(random.site(), device.info(), most);
   if (!fit.ok) {
-    fmt::print("{:12} {:8} {}\n", kernel.name(), shape.name, fit.reason);
+    fmt::print("{:12} {:8} {}\n", label, shape.name, fit.reason);
     return;
   }
   const LinearSite site = fused_site(random.site(), fit);
@@ -158,7 +160,7 @@ void run_kernel(const LinearKernel& kernel, const Shape2& shape, const Options& 
     }
     const double seconds =
         best_seconds(options.seconds, pieces.size(), [&](std::size_t i) { stream->launch(*pieces[i]); });
-    print(kernel.name(), shape.name, rows, seconds / static_cast<double>(together), cost, bandwidth);
+    print(label, shape.name, rows, seconds / static_cast<double>(together), cost, bandwidth);
   }
 }
 
@@ -228,7 +230,8 @@ int run(int argc, char** argv) {
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--threads", options.threads, "threads of the pool");
   app.add_option("--seconds", options.seconds, "time for each figure");
-  app.add_flag("--onednn", options.onednn, "time oneDNN's matmul too");
+  app.add_flag("--onednn", options.onednn,
+               "time oneDNN's matmul too: by itself, and as `dense` uses it at 256 rows and more");
   CLI11_PARSE(app, argc, argv);
 
   const int most = options.threads > 0 ? options.threads : ThreadPool::instance().threads();
@@ -245,10 +248,14 @@ int run(int argc, char** argv) {
     if (options.sites.empty() ? shape.name.starts_with("7b") : !wanted(options.sites, shape.name)) continue;
     for (const LinearKernel* kernel : kernels_for(DeviceKind::cpu)) {
       if (options.kernels.empty() ? kernel->traits().in_all : wanted(options.kernels, kernel->name())) {
-        run_kernel(*kernel, shape, options, bandwidth);
+        run_kernel(*kernel, kernel->name(), shape, options, bandwidth);
       }
     }
-    if (options.onednn) run_onednn(shape, options, bandwidth);
+    if (options.onednn) {
+      run_kernel(*make_dense(LibraryUse::never), "dense, own", shape, options, bandwidth);
+      run_kernel(*make_dense(LibraryUse::wherever_possible), "dense, lib", shape, options, bandwidth);
+      run_onednn(shape, options, bandwidth);
+    }
   }
   return 0;
 }

@@ -29,6 +29,7 @@ void visit_fields(Visitor&& field, auto& c, const BenchCase*) {
   field("perplexity_file", c.perplexity_file);
   field("perplexity_procedure", c.perplexity_procedure);
   field("perplexity_context", c.perplexity_context);
+  field("perplexity_stride", c.perplexity_stride);
   field("perplexity_windows", c.perplexity_windows);
 }
 

@@ -35,6 +35,7 @@ struct BenchCase {
   std::string perplexity_file;  // empty: none
   std::string perplexity_procedure = "gptq2048";
   std::int64_t perplexity_context = 0;  // 0: the procedure's own
+  std::int64_t perplexity_stride = 0;   // 0: the procedure's own
   std::int64_t perplexity_windows = 0;  // 0: all; else at most so many
 };
 

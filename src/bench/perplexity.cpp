@@ -74,11 +74,22 @@ void check_options(const PerplexityOptions& o) {
 
 }  // namespace
 
-PerplexityOptions perplexity_options(std::string_view name) {
-  for (const Named& one : kProcedures) {
-    if (one.name == name) return one.options;
+PerplexityOptions perplexity_options(std::string_view name, const PerplexityChoices& choices) {
+  const auto* const found =
+      std::find_if(kProcedures.begin(), kProcedures.end(), [name](const Named& one) { return one.name == name; });
+  if (found == kProcedures.end()) {
+    fail_usage("--procedure {}: expected gptq2048, autogptq, llama.cpp or strided", name);
   }
-  fail_usage("--procedure {}: expected gptq2048, autogptq, llama.cpp or strided", name);
+  PerplexityOptions out = found->options;
+  if (choices.context > 0) out.context = choices.context;
+  if (choices.stride > 0 && out.procedure != PerplexityProcedure::strided) {
+    fail_usage("--stride {}: windows of the procedure {} do not overlap; add --procedure strided, or leave it out",
+               choices.stride, name);
+  }
+  out.stride = choices.stride > 0 ? choices.stride : std::min(out.stride, out.context);
+  out.max_windows = choices.max_windows;
+  check_options(out);
+  return out;
 }
 
 std::string_view name_of(PerplexityProcedure procedure) {

@@ -42,9 +42,17 @@ struct PerplexityOptions {
   std::int64_t max_windows = 0;  // > 0: only the first so many, for a quick look
 };
 
-/// A procedure by its name (gptq2048, autogptq, llama.cpp, strided) with its own context and stride; UsageError that
-/// lists the names otherwise.
-PerplexityOptions perplexity_options(std::string_view name);
+/// What a user may set of a procedure; 0: its own.
+struct PerplexityChoices {
+  std::int64_t context = 0;
+  std::int64_t stride = 0;
+  std::int64_t max_windows = 0;
+};
+
+/// A procedure by its name (gptq2048, autogptq, llama.cpp, strided) with what the user set. Where only the context is
+/// set and the procedure's own stride is longer, strides are a whole context. UsageError that lists the names for
+/// another name, for a stride beyond the context, and for one where the procedure has none.
+PerplexityOptions perplexity_options(std::string_view name, const PerplexityChoices& choices = {});
 std::string_view name_of(PerplexityProcedure procedure);
 
 struct PerplexityResult {

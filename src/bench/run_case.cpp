@@ -143,13 +143,16 @@ void measure_speed(Engine& engine, const BenchCase& c, Watches& watches, const C
   out.step_cost = engine.pass_cost(c.batch_size, c.batch_size, prompt + static_cast<double>(c.new_tokens) / 2);
 }
 
+PerplexityOptions procedure_of(const BenchCase& c) {
+  return perplexity_options(
+      c.perplexity_procedure,
+      {.context = c.perplexity_context, .stride = c.perplexity_stride, .max_windows = c.perplexity_windows});
+}
+
 void measure_perplexity(Engine& engine, const BenchCase& c, const CaseProgress& progress, BenchResult& out) {
   const Tokenizer tokenizer = Tokenizer::load(c.folder);
-  PerplexityOptions options = perplexity_options(c.perplexity_procedure);
-  if (c.perplexity_context > 0) options.context = c.perplexity_context;
-  options.max_windows = c.perplexity_windows;
   const PerplexityResult measured = measure_perplexity_of_file(
-      engine, tokenizer, c.perplexity_file, options, [&](std::int64_t done, std::int64_t total) {
+      engine, tokenizer, c.perplexity_file, procedure_of(c), [&](std::int64_t done, std::int64_t total) {
         progress("perplexity", static_cast<double>(done) / static_cast<double>(total));
       });
   out.perplexity = measured.perplexity;
@@ -164,9 +167,7 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   BenchResult out;
   EngineOptions options = engine_options(c);
   if (!c.perplexity_file.empty()) {
-    PerplexityOptions perplexity = perplexity_options(c.perplexity_procedure);
-    if (c.perplexity_context > 0) perplexity.context = c.perplexity_context;
-    options.max_tokens = std::max(options.max_tokens, perplexity.context);
+    options.max_tokens = std::max(options.max_tokens, procedure_of(c).context);
     options.max_logit_rows = kPerplexityRows;
   }
   Watches watches;

@@ -1,6 +1,7 @@
 #include "cli/bench_gptq_options.h"
 
 #include "bench/child.h"
+#include "bench/perplexity.h"
 #include "bench/probe.h"
 #include "core/error.h"
 #include "formats/hub_cache.h"
@@ -81,6 +82,8 @@ void BenchGptqOptions::add_to(CLI::App& app) {
   app.add_option("--seed", seed, "of the random prompts (1)");
   app.add_option("--procedure", procedure, "of --ppl: gptq2048, autogptq, llama.cpp, strided (gptq2048)");
   app.add_option("--context", context, "tokens a window of --ppl (by the procedure)")->check(CLI::PositiveNumber);
+  app.add_option("--stride", stride, "of --procedure strided: tokens from one window's end to the next (512)")
+      ->check(CLI::PositiveNumber);
   app.add_option("--windows", windows, "windows of --ppl at most (all)")->check(CLI::PositiveNumber);
   app.add_flag("--short", shortened, "a shortened protocol, which the table's caption states");
   app.add_flag("--classic", classic, "print and write what optimum's benchmark_gptq.py does");
@@ -247,7 +250,10 @@ BenchSweep BenchGptqOptions::to_sweep() const {
   out.base.perplexity_file = ppl;
   out.base.perplexity_procedure = !procedure.empty() ? procedure : classic ? "autogptq" : "gptq2048";
   out.base.perplexity_context = context;
+  out.base.perplexity_stride = stride;
   out.base.perplexity_windows = windows;
+  // Each row asks again in a process of its own; what is wrong should be said once, and before anything is measured.
+  if (ppl_given) perplexity_options(out.base.perplexity_procedure, {.context = context, .stride = stride});
   out.systems = systems(chosen);
   return out;
 }

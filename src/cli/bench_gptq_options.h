@@ -51,6 +51,7 @@ struct BenchGptqOptions {
   std::uint64_t seed = 1;
   std::string procedure;  // of --ppl; empty: autogptq with --classic, gptq2048 otherwise
   std::int64_t context = 0;
+  std::int64_t stride = 0;
   std::int64_t windows = 0;
   std::string format = "markdown";
   std::string out_folder;

@@ -36,6 +36,7 @@ struct Derived {
     const BenchCase& c = row.bench_case;
     const BenchResult& r = row.result;
     std::vector<double> each;
+    each.reserve(r.total_seconds.size());
     for (const double total : r.total_seconds) each.push_back(total / static_cast<double>(c.new_tokens));
     token = statistics_of(each);
     prefill = statistics_of(r.prefill_seconds);
@@ -244,6 +245,7 @@ std::vector<Field> fields(const BenchRow& row) {
 
 std::vector<Cell> cells_of(std::vector<Field> all) {
   std::vector<Cell> out;
+  out.reserve(all.size());
   for (Field& field : all) out.push_back(std::move(field.cell));
   return out;
 }

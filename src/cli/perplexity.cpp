@@ -25,11 +25,9 @@ struct Arguments {
 };
 
 int run(const Arguments& arguments) {
-  PerplexityOptions options = perplexity_options(arguments.procedure);
-  if (arguments.context > 0) options.context = arguments.context;
-  if (arguments.stride > 0) options.stride = arguments.stride;
-  options.stride = std::min(options.stride, options.context);
-  options.max_windows = arguments.windows;
+  const PerplexityOptions options =
+      perplexity_options(arguments.procedure,
+                         {.context = arguments.context, .stride = arguments.stride, .max_windows = arguments.windows});
   const TableFormat format = table_format_from_name(arguments.format);
   const std::shared_ptr<const Checkpoint> checkpoint = arguments.model.open();
   const Tokenizer tokenizer = Tokenizer::load(checkpoint->folder());

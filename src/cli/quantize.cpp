@@ -19,7 +19,7 @@ struct Arguments {
   std::string revision = "main";
   std::string out;
   std::string method = "gptq";
-  std::string format = "gptq";
+  std::string format;
   std::string dataset;
   bool act_order = false;
   bool group_aware = false;
@@ -30,7 +30,7 @@ struct Arguments {
 int run(Arguments arguments) {
   QuantizeOptions& options = arguments.options;
   options.method = arguments.method == "rtn" ? QuantMethod::rtn : QuantMethod::gptq;
-  options.zeros = arguments.format == "gptq_v2" ? ZeroFormat::v2 : ZeroFormat::v1;
+  if (!arguments.format.empty()) options.zeros = arguments.format == "gptq_v2" ? ZeroFormat::v2 : ZeroFormat::v1;
   if (arguments.act_order && arguments.group_aware)
     fail_usage("--act-order and --act-group-aware are two orders; give one of them");
   if (arguments.act_order) options.gptq.order = ColumnOrder::activation;
@@ -93,7 +93,8 @@ const CommandRegistration kRegistration(
        app.add_option("--sequence-length", a->calibration.sequence_length, "tokens of each (default 512)")
            ->check(CLI::Range(1, 1 << 20));
        app.add_option("--seed", a->calibration.seed, "chooses the sequences (default 0)");
-       app.add_option("--format", a->format, "gptq (default: all programs read it) or gptq_v2")
+       app.add_option("--format", a->format,
+                      "of zero points: gptq (default; all programs read it) or gptq_v2 (default with --asym)")
            ->check(CLI::IsMember({"gptq", "gptq_v2"}));
        app.add_flag("--keep-dtype", a->options.keep_dtype,
                     "tensors that are not quantised keep their type instead of becoming f16");

@@ -72,6 +72,12 @@ struct Engine::Impl {
     for (std::size_t i = 0; i < nodes.size(); ++i) enqueue(i, pass);
   }
   Pass step_pass() const;
+  /// Makes the tokens just chosen those of the next step.
+  void advance() {
+    backend->advance({sequences, next, step_tokens, step_positions, history, sizes.max_tokens, step_of,
+                      penalised ? seen : nullptr, program.vocab},
+                     *stream);
+  }
   void prefill_range(std::span<const std::vector<std::int32_t>> prompts, std::size_t first, std::size_t last);
   void check_tokens(std::span<const std::int32_t> ids, std::int64_t sequence) const;
   void to_device(std::int32_t* to, const std::vector<std::int32_t>& from) {
@@ -386,9 +392,7 @@ void Engine::prefill(std::span<const std::vector<std::int32_t>> prompts, std::sp
   }
   m.to_device(m.step_positions, last);
   m.to_device(m.step_of, zero);
-  m.backend->advance({m.sequences, m.next, m.step_tokens, m.step_positions, m.history, m.sizes.max_tokens, m.step_of,
-                      m.penalised ? m.seen : nullptr, m.program.vocab},
-                     *m.stream);
+  m.advance();
   m.stream->synchronize();
 }
 
@@ -405,9 +409,7 @@ void Engine::decode_step() {
   }
   const auto enqueue_step = [&m] {
     m.run(m.step_pass());
-    m.backend->advance({m.sequences, m.next, m.step_tokens, m.step_positions, m.history, m.sizes.max_tokens, m.step_of,
-                        m.penalised ? m.seen : nullptr, m.program.vocab},
-                       *m.stream);
+    m.advance();
   };
   if (!m.options.capture) {
     enqueue_step();

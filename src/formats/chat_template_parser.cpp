@@ -249,28 +249,20 @@ class Parser {
     return &expr;
   }
 
-  const Expr* parse_tuple_or_expression() {
-    const Expr* first = parse_expression();
-    if (!is_symbol(",")) return first;
-    return finish_tuple(first);
-  }
+  const Expr* parse_tuple_or_expression() { return parse_tuple_or(&Parser::parse_expression); }
 
-  /// The rest of a tuple whose first element was read.
-  const Expr* finish_tuple(const Expr* first) {
+  /// What a for loop goes through: no conditional, whose "if" would be the loop's.
+  const Expr* parse_or_list() { return parse_tuple_or(&Parser::parse_or); }
+
+  /// What `parse` reads, or a tuple of such elements where commas follow. A comma may end it.
+  const Expr* parse_tuple_or(const Expr* (Parser::*parse)()) {
+    const Expr* first = (this->*parse)();
+    if (!is_symbol(",")) return first;
     Expr* tuple = add(ExprKind::tuple, {first});
     while (take_symbol(",")) {
       if (is_symbol(")") || peek().kind == TokenKind::block_end || peek().kind == TokenKind::print_end) break;
-      tuple->args.push_back(parse_expression());
+      tuple->args.push_back((this->*parse)());
     }
-    return tuple;
-  }
-
-  /// What a for loop goes through: no conditional, whose "if" would be the loop's.
-  const Expr* parse_or_list() {
-    const Expr* first = parse_or();
-    if (!is_symbol(",")) return first;
-    Expr* tuple = add(ExprKind::tuple, {first});
-    while (take_symbol(",")) tuple->args.push_back(parse_or());
     return tuple;
   }
 

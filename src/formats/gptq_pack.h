@@ -22,14 +22,14 @@ inline std::uint32_t unpack_code(const std::uint32_t* words, std::int64_t stride
   return static_cast<std::uint32_t>(window >> shift) & ((1u << bits) - 1u);
 }
 
-/// Unpacks the first codes.size() codes of a stream. Throws Error where `words` is too short.
+/// Unpacks the first codes.size() codes of a stream. Throws Error where `words` is too short, or for another width.
 void unpack_codes(std::span<const std::uint32_t> words, int bits, std::span<std::uint8_t> codes);
 
 /// Packs codes into a stream of packed_words(codes.size(), bits) words; bits above `bits` of a code are dropped.
 void pack_codes(std::span<const std::uint8_t> codes, int bits, std::span<std::uint32_t> words);
 
 /// Packs each column of a row-major matrix [rows, columns] into a column of words [packed_words(rows, bits), columns],
-/// as `qweight` has its input features. Throws Error where a span is too short.
+/// as `qweight` has its input features. Throws Error where a span is too short, or for another width.
 void pack_columns(std::span<const std::uint8_t> codes, std::int64_t rows, std::int64_t columns, int bits,
                   std::span<std::uint32_t> words);
 

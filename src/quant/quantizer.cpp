@@ -1,6 +1,7 @@
 #include "quant/quantizer.h"
 
 #include "core/checked.h"
+#include "core/clock.h"
 #include "core/cpu.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -59,8 +60,11 @@ struct Target {
 class Quantizer {
  public:
   Quantizer(const Checkpoint& checkpoint, const QuantizeOptions& options)
-      : checkpoint_(checkpoint), options_(options), program_(program_from_checkpoint(checkpoint)) {
-    if (options_.zeros == ZeroFormat::v1) options_.gptq.least_zero = 1;
+      : checkpoint_(checkpoint),
+        options_(options),
+        zeros_(options.zeros.value_or(options.gptq.symmetric ? ZeroFormat::v1 : ZeroFormat::v2)),
+        program_(program_from_checkpoint(checkpoint)) {
+    if (zeros_ == ZeroFormat::v1) options_.gptq.least_zero = 1;
     check_options(options_.gptq);
     for (const Node& node : program_.nodes) {
       const auto* linear = std::get_if<LinearNode>(&node.op);
@@ -88,7 +92,7 @@ class Quantizer {
     progress.finish(fmt::format("{} linear layers to {} bits", targets_.size(), options_.gptq.bits));
     report_.bytes_before = checkpoint_.total_bytes();
     report_.bytes_after = writer.total_size();
-    report_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    report_.seconds = seconds_since(start);
     return std::move(report_);
   }
 
@@ -202,7 +206,7 @@ class Quantizer {
     std::transform(q.scales.begin(), q.scales.end(), scales.begin(), float_to_half);
     const std::vector<std::uint16_t> zeros(q.zeros.begin(), q.zeros.end());
     const PackedGptq packed =
-        pack_gptq({q.bits, q.in_features, q.out_features, q.codes, scales, zeros, q.g_idx}, options_.zeros);
+        pack_gptq({q.bits, q.in_features, q.out_features, q.codes, scales, zeros, q.g_idx}, zeros_);
     writer_->append(module + ".qweight", packed.qweight.bytes());
     writer_->append(module + ".qzeros", packed.qzeros.bytes());
     writer_->append(module + ".scales", packed.scales.bytes());
@@ -267,6 +271,7 @@ class Quantizer {
 
   std::vector<DenseLinear> load_parts(const LinearNode& node) const {
     std::vector<DenseLinear> parts;
+    parts.reserve(node.parts.size());
     for (std::size_t i = 0; i < node.parts.size(); ++i) parts.push_back(load(node, i));
     return parts;
   }
@@ -316,7 +321,7 @@ class Quantizer {
     QuantConfig config;
     const GptqOptions& gptq = options_.gptq;
     config.linear = {gptq.bits, gptq.group_size, gptq.order == ColumnOrder::activation, gptq.symmetric};
-    config.zeros = options_.zeros;
+    config.zeros = zeros_;
     config.lm_head = options_.lm_head;
     config.true_sequential = options_.true_sequential;
     config.static_groups = gptq.static_groups;
@@ -345,6 +350,7 @@ class Quantizer {
 
   const Checkpoint& checkpoint_;
   QuantizeOptions options_;
+  ZeroFormat zeros_;
   Program program_;
   std::map<std::string, Target> targets_;
   std::vector<std::string> others_;  // tensors that are not quantised

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,9 @@ struct QuantizeOptions {
   /// Within a block, the inputs of a linear layer come from the quantised ones before it (q, k and v together; o; gate
   /// and up together; down). Otherwise all of a block's inputs are those of the block as it was.
   bool true_sequential = true;
-  ZeroFormat zeros = ZeroFormat::v1;
+  /// Unless given: v1, which every program reads, for symmetric codes; v2 for others, which in v1 GPTQModel takes from
+  /// its own versions only.
+  std::optional<ZeroFormat> zeros;
   bool lm_head = false;     // quantise the head too; only one that is not tied to the embedding
   bool keep_dtype = false;  // tensors that are not quantised keep their type instead of becoming f16
   bool overwrite = false;

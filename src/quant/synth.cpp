@@ -1,6 +1,7 @@
 #include "quant/synth.h"
 
 #include "core/checked.h"
+#include "core/clock.h"
 #include "core/error.h"
 #include "core/file.h"
 #include "core/float_convert.h"
@@ -73,38 +74,41 @@ double code_deviation(int bits, bool symmetric) {
   return std::sqrt(sum / (2 * middle) + (symmetric ? 0.0 : 2.0 / 3.0));
 }
 
+/// `options` as they are. Throws UsageError for those that cannot be.
+SynthOptions checked(SynthOptions options) {
+  if (options.dtype != DType::f16 && options.dtype != DType::bf16 && options.dtype != DType::f32) {
+    fail_usage("random weights are made in f16, bf16 or f32, not {}", name_of(options.dtype));
+  }
+  if (options.gptq) {
+    const LinearQuant& q = *options.gptq;
+    if (q.bits != 2 && q.bits != 3 && q.bits != 4 && q.bits != 8)
+      fail_usage("{} bits: GPTQ tensors hold codes of 2, 3, 4 or 8 bits", q.bits);
+    if (q.group_size != -1 && q.group_size < 1)
+      fail_usage("a group size of {}: expected -1 (one group) or at least 1", q.group_size);
+  }
+  return options;
+}
+
+/// Makes one folder. Its members stand in the order of their making: nothing is on the disk before the options and the
+/// config are known to be good.
 class Synthesiser {
  public:
-  Synthesiser(const nlohmann::ordered_json& config, const SynthOptions& options) : config_(config), options_(options) {
-    if (options.dtype != DType::f16 && options.dtype != DType::bf16 && options.dtype != DType::f32) {
-      fail_usage("random weights are made in f16, bf16 or f32, not {}", name_of(options.dtype));
-    }
-    if (options.gptq) {
-      const LinearQuant& q = *options.gptq;
-      if (q.bits != 2 && q.bits != 3 && q.bits != 4 && q.bits != 8)
-        fail_usage("{} bits: GPTQ tensors hold codes of 2, 3, 4 or 8 bits", q.bits);
-      if (q.group_size != -1 && q.group_size < 1)
-        fail_usage("a group size of {}: expected -1 (one group) or at least 1", q.group_size);
-    }
-    program_ = program_from_config(nlohmann::json::parse(config.dump()));
-  }
+  Synthesiser(const nlohmann::ordered_json& config, const fs::path& out, const SynthOptions& options)
+      : config_(config),
+        options_(checked(options)),
+        program_(program_from_config(nlohmann::json::parse(config.dump()))),
+        folder_(out, options.overwrite),
+        tensors_(declarations()),
+        writer_(folder_.partial(), tensors_),
+        progress_("random weights", static_cast<std::int64_t>(writer_.total_size() >> 20)) {}
 
-  SynthReport run(const fs::path& out) {
-    const auto start = std::chrono::steady_clock::now();
-    OutputFolder folder(out, options_.overwrite);
-    std::vector<TensorDeclaration> tensors;
-    for_each_tensor([&](auto&&... what) { declare(tensors, what...); });
-    ShardedWriter writer(folder.partial(), tensors);
-    writer_ = &writer;
-    Progress progress("random weights", static_cast<std::int64_t>(writer.total_size() >> 20));
-    progress_ = &progress;
-    for_each_tensor([&](auto&&... what) { make(what...); });
-    writer.commit();
-    write_configs(folder.partial());
-    folder.commit();
-    progress.finish(fmt::format("{:.1f} GB", static_cast<double>(writer.total_size()) / 1e9));
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return {tensors.size(), writer.total_size(), writer.files(), seconds};
+  SynthReport run() {
+    for_each_tensor([this](const auto& what) { make(what); });
+    writer_.commit();
+    write_configs(folder_.partial());
+    folder_.commit();
+    progress_.finish(fmt::format("{:.1f} GB", static_cast<double>(writer_.total_size()) / 1e9));
+    return {tensors_.size(), writer_.total_size(), writer_.files(), seconds_since(start_)};
   }
 
  private:
@@ -167,6 +171,11 @@ class Synthesiser {
     return asked > 0 ? std::min(asked, part.in_features) : part.in_features;
   }
 
+  std::vector<TensorDeclaration> declarations() const {
+    std::vector<TensorDeclaration> out;
+    for_each_tensor([&](const auto& what) { declare(out, what); });
+    return out;
+  }
   void declare(std::vector<TensorDeclaration>& to, const Plain& t) const {
     to.push_back({t.name, options_.dtype, t.shape});
   }
@@ -188,9 +197,9 @@ class Synthesiser {
         fill(first + begin,
              std::span(piece).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
       });
-      writer_->append(name, std::as_bytes(std::span(piece)));
+      writer_.append(name, std::as_bytes(std::span(piece)));
       done_ += piece.size() * sizeof(T);
-      progress_->update(static_cast<std::int64_t>(done_ >> 20), name);
+      progress_.update(static_cast<std::int64_t>(done_ >> 20), name);
     }
   }
 
@@ -272,7 +281,7 @@ class Synthesiser {
         codes[static_cast<std::size_t>(c)] = static_cast<std::uint8_t>(zero - stored_less);
       }
       pack_codes(codes, q.bits, row);
-      writer_->append(name, std::as_bytes(std::span(row)));
+      writer_.append(name, std::as_bytes(std::span(row)));
     }
   }
 
@@ -307,7 +316,7 @@ class Synthesiser {
       g_idx[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])] =
           static_cast<std::int32_t>(i / group_size(t.part));
     }
-    writer_->append(t.part.name + ".g_idx", std::as_bytes(std::span(g_idx)));
+    writer_.append(t.part.name + ".g_idx", std::as_bytes(std::span(g_idx)));
   }
 
   void write_configs(const fs::path& folder) const {
@@ -328,18 +337,21 @@ class Synthesiser {
     write_text_file(folder / "config.json", config.dump(2) + "\n");
   }
 
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   nlohmann::ordered_json config_;
   SynthOptions options_;
   Program program_;
-  ShardedWriter* writer_ = nullptr;
-  Progress* progress_ = nullptr;
-  std::size_t done_ = 0;
+  OutputFolder folder_;
+  std::vector<TensorDeclaration> tensors_;
+  ShardedWriter writer_;
+  Progress progress_;
+  std::size_t done_ = 0;  // bytes written
 };
 
 }  // namespace
 
 SynthReport synthesise(const nlohmann::ordered_json& config, const fs::path& out, const SynthOptions& options) {
-  return Synthesiser(config, options).run(out);
+  return Synthesiser(config, out, options).run();
 }
 
 }  // namespace nibble

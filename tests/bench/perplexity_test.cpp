@@ -178,5 +178,27 @@ TEST(Perplexity, ProceduresAreNamed) {
   test::expect_error("expected gptq2048, autogptq, llama.cpp or strided", [] { perplexity_options("wikitext"); });
 }
 
+TEST(Perplexity, AProcedureKeepsItsOwnWhereNothingIsChosen) {
+  const PerplexityOptions own = perplexity_options("strided");
+  EXPECT_EQ(own.context, 1024);
+  EXPECT_EQ(own.stride, 512);
+  EXPECT_EQ(own.max_windows, 0);
+  const PerplexityOptions chosen = perplexity_options("strided", {.context = 64, .stride = 16, .max_windows = 3});
+  EXPECT_EQ(chosen.context, 64);
+  EXPECT_EQ(chosen.stride, 16);
+  EXPECT_EQ(chosen.max_windows, 3);
+  // A context below the procedure's own stride is no contradiction that the user made.
+  EXPECT_EQ(perplexity_options("strided", {.context = 64}).stride, 64);
+  EXPECT_EQ(perplexity_options("gptq2048", {.context = 64}).stride, 0);
+}
+
+TEST(Perplexity, ChoicesThatContradictAreSentences) {
+  test::expect_error("--stride 65: expected 1 to the context (64)",
+                     [] { perplexity_options("strided", {.context = 64, .stride = 65}); });
+  test::expect_error("--stride 8: windows of the procedure gptq2048 do not overlap",
+                     [] { perplexity_options("gptq2048", {.stride = 8}); });
+  test::expect_error("--context 3", [] { perplexity_options("autogptq", {.context = 3}); });
+}
+
 }  // namespace
 }  // namespace nibble

@@ -47,12 +47,14 @@ TEST(BenchCase, TravelsAsJson) {
   one.dtype = "f32";
   one.batch_size = 7;
   one.fuse = false;
+  one.perplexity_stride = 16;
   one.seed = 0xffffffffffffffffu;
   const BenchCase back = bench_case_from_json(to_json(one));
   EXPECT_EQ(to_json(back), to_json(one));
   EXPECT_EQ(back.folder, one.folder);
   EXPECT_EQ(back.seed, one.seed);
   EXPECT_FALSE(back.fuse);
+  EXPECT_EQ(back.perplexity_stride, 16);
 }
 
 TEST(BenchResult, TravelsAsJson) {

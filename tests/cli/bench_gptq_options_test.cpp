@@ -121,6 +121,25 @@ TEST(BenchGptqOptions, PerplexityHasOptimumsMeaning) {
   test::expect_error("--ppl needs a text file", [] { sweep_of({"--model", kDense, "--ppl"}); });
 }
 
+TEST(BenchGptqOptions, WindowsOfThePerplexityReachItsCases) {
+  const std::vector<std::string> words = {"--model", kDense, "--ppl", "text.txt", "--procedure", "strided"};
+  std::vector<std::string> chosen = words;
+  chosen.insert(chosen.end(), {"--context", "64", "--stride", "16", "--windows", "3"});
+  const std::vector<SweepCase> cases = perplexity_cases_of(sweep_of(chosen));
+  ASSERT_EQ(cases.size(), 1u);
+  const BenchCase& one = cases[0].bench_case;
+  EXPECT_EQ(one.perplexity_procedure, "strided");
+  EXPECT_EQ(one.perplexity_context, 64);
+  EXPECT_EQ(one.perplexity_stride, 16);
+  EXPECT_EQ(one.perplexity_windows, 3);
+  EXPECT_EQ(sweep_of(words).base.perplexity_stride, 0);
+  // What is wrong is said before any row is measured.
+  test::expect_error("--stride 16: windows of the procedure gptq2048",
+                     [] { sweep_of({"--model", kDense, "--ppl", "text.txt", "--stride", "16"}); });
+  test::expect_error("--procedure wikitext",
+                     [] { sweep_of({"--model", kDense, "--ppl", "text.txt", "--procedure", "wikitext"}); });
+}
+
 TEST(BenchGptqOptions, WhatThisDeviceLacksIsASentence) {
   test::expect_error("there is no bitsandbytes row", [] { sweep_of({"--model", kDense, "--bitsandbytes"}); });
   test::expect_error("--use-marlin", [] { sweep_of({"--model", kDense, "--use-marlin"}); });

@@ -160,6 +160,9 @@ TEST_F(PerplexityCommand, FailsWithASentence) {
   EXPECT_EQ(bos.exit_code, 1);
   EXPECT_NE(bos.err.find("BOS"), std::string::npos) << bos.err;
   EXPECT_EQ(run({"--procedure", "other"}).exit_code, 2);
+  const ProgramEnd stride = run({"--context", "16", "--stride", "8"});
+  EXPECT_EQ(stride.exit_code, 2);
+  EXPECT_NE(stride.err.find("--procedure strided"), std::string::npos) << stride.err;
 }
 
 }  // namespace

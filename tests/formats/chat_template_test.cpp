@@ -56,6 +56,11 @@ TEST(ChatTemplate, RendersTheLanguageAsTransformersDoes) {
   }
 }
 
+TEST(ChatTemplate, LoopsOverATupleThatEndsWithAComma) {
+  EXPECT_EQ(render_template("{% for x in 1, 2, %}{{ x }}{% endfor %}", "{}"), "12");
+  EXPECT_EQ(render_template("{% for x in 1, 2 if x > 1 %}{{ x }}{% endfor %}", "{}"), "2");
+}
+
 TEST(ChatTemplate, GivesMessagesTokensAndVariablesToTheTemplate) {
   const std::string text =
       "{{ bos_token }}{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}{{ eos_token is defined }}"

@@ -1,5 +1,6 @@
 #include "formats/gptq_pack.h"
 
+#include "core/thread_pool.h"
 #include "support/expect_error.h"
 
 #include <gtest/gtest.h>
@@ -51,6 +52,31 @@ TEST_P(GptqPackTest, RoundTripsColumnsAndBlocksOfThem) {
   }
 }
 
+// Enough codes that all threads take part: each column must be the stream that a column by itself is.
+TEST_P(GptqPackTest, PacksTheSameWithAnyNumberOfThreads) {
+  const int bits = GetParam();
+  constexpr std::int64_t kRows = 1013;
+  constexpr std::int64_t kColumns = 130;
+  const auto codes = random_codes(kRows * kColumns, bits, 5);
+  const std::int64_t rows_of_words = packed_words(kRows, bits);
+  ThreadPool& pool = ThreadPool::instance();
+  const int before = pool.threads();
+  for (const int threads : {1, 3}) {
+    pool.set_threads(threads);
+    std::vector<std::uint32_t> words(static_cast<std::size_t>(rows_of_words * kColumns), 0xDEADBEEFu);
+    pack_columns(codes, kRows, kColumns, bits, words);
+    for (std::int64_t n = 0; n < kColumns; ++n) {
+      std::vector<std::uint8_t> column(kRows);
+      for (std::int64_t k = 0; k < kRows; ++k) column[k] = codes[k * kColumns + n];
+      std::vector<std::uint32_t> want(static_cast<std::size_t>(rows_of_words));
+      pack_codes(column, bits, want);
+      for (std::int64_t w = 0; w < rows_of_words; ++w)
+        ASSERT_EQ(words[w * kColumns + n], want[w]) << threads << " threads, column " << n << ", word " << w;
+    }
+  }
+  pool.set_threads(before);
+}
+
 INSTANTIATE_TEST_SUITE_P(Widths, GptqPackTest, testing::Values(2, 3, 4, 8));
 
 // The words of the symmetric zero points, as AutoGPTQ stores them: known from its files, not from this code.
@@ -86,11 +112,15 @@ TEST(GptqPackWordsTest, SplitsThreeBitCodesAcrossWords) {
   EXPECT_EQ(words, (std::vector<std::uint32_t>{0, 0x80000000, 0x00000003}));
 }
 
-TEST(GptqPackWordsTest, RefusesSpansThatAreTooShort) {
+TEST(GptqPackWordsTest, RefusesSpansThatAreTooShortAndOtherWidths) {
   std::vector<std::uint8_t> codes(33);
   std::vector<std::uint32_t> words(3);
   test::expect_error("do not fit in 3 words", [&] { unpack_codes(words, 3, codes); });
   test::expect_error("too few", [&] { pack_codes(codes, 3, words); });
+  for (const int bits : {0, 5, 33}) {
+    test::expect_error("GPTQ has those of 2, 3, 4 and 8", [&] { pack_codes(codes, bits, words); });
+    test::expect_error("GPTQ has those of 2, 3, 4 and 8", [&] { unpack_codes(words, bits, codes); });
+  }
 }
 
 }  // namespace

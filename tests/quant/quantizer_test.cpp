@@ -1,5 +1,6 @@
 #include "quant/quantizer.h"
 
+#include "core/file.h"
 #include "core/float_convert.h"
 #include "formats/gptq_tensors.h"
 #include "model_folders.h"
@@ -9,6 +10,7 @@
 #include "support/temp_folder.h"
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include <cstring>
 #include <fstream>
@@ -159,6 +161,29 @@ TEST(QuantizerTest, TheFolderLoadsAsTheWeightsThatTheAlgorithmChose) {
       EXPECT_EQ(quantised.tensor("model.embed_tokens.weight").dtype, DType::f16);
     }
   }
+}
+
+// GPTQModel refuses zero points of their own in v1 unless it wrote them; every program reads symmetric codes in v1.
+TEST(QuantizerTest, WritesTheZeroFormatThatIsReadWidest) {
+  const TempFolder folder;
+  const fs::path model = make_model(folder, small_config());
+  const Checkpoint checkpoint(model);
+  QuantizeOptions options = groups_of_32();
+  options.method = QuantMethod::rtn;
+  const auto format_of = [&] {
+    options.overwrite = true;
+    const fs::path out = folder.path() / "out";
+    quantize_checkpoint(checkpoint, {}, out, options);
+    return nlohmann::json::parse(read_text_file(out / "quantize_config.json", 1 << 20)).at("checkpoint_format");
+  };
+  EXPECT_EQ(format_of(), "gptq");
+  options.gptq.symmetric = false;
+  EXPECT_EQ(format_of(), "gptq_v2");
+  options.zeros = ZeroFormat::v1;
+  EXPECT_EQ(format_of(), "gptq");
+  options.gptq.symmetric = true;
+  options.zeros = ZeroFormat::v2;
+  EXPECT_EQ(format_of(), "gptq_v2");
 }
 
 TEST(QuantizerTest, PredictsBetterThanRoundToNearest) {

@@ -51,6 +51,9 @@ struct Functions {
 };
 Functions functions();
 
+/// Are products of bf16 pairs by vdpbf16ps faster than float ones here? False where active_isa() has none.
+bool pairs_are_faster();
+
 // One of each for each set; the scalar ones are the reference.
 F32Product f32_scalar, f32_avx2, f32_avx512;
 MixedProduct mixed_scalar, mixed_avx2, mixed_avx512;

@@ -27,10 +27,6 @@ constexpr std::int64_t kRowBlockBytes = 640 * 1024;
 // and 3.7).
 constexpr std::int64_t kPairRows = 9;
 
-// Elements of one row of prepared inputs, f32 or bf16: a line of 64 bytes or two more than K, since rows a multiple of
-// 4 KiB apart would fall into the same sets of a cache.
-std::int64_t prepared_stride(std::int64_t inputs) { return round_up(inputs, kPad) + kPad; }
-
 std::size_t prepared_bytes(std::int64_t inputs, std::int64_t rows) {
   const std::int64_t copies = rows <= kRedundantRows ? ThreadPool::instance().threads() : 1;
   return static_cast<std::size_t>(copies * round_up(rows, std::int64_t{16}) * prepared_stride(inputs)) * 4;
@@ -196,6 +192,8 @@ class Call {
 
 }  // namespace
 
+std::int64_t prepared_stride(std::int64_t inputs) { return round_up(inputs, kPad) + kPad; }
+
 PanelLayout::PanelLayout(const LinearSite& site)
     : prologue(site.prologue), epilogue(site.epilogue), bf16(site.compute == DType::bf16), inputs(site.in_features()) {
   panel_bytes = bf16 ? round_up(inputs, kPad) * kWidth * 2 : inputs * kWidth * 4;
@@ -249,6 +247,11 @@ std::size_t panels_workspace(const LinearSite& site, std::int64_t rows, bool scr
              static_cast<std::size_t>(layout.panel_bytes);
   }
   return bytes;
+}
+
+void prepare_inputs(const PanelLayout& layout, const LinearArgs& args, CpuStream& stream) {
+  const auto call = std::make_shared<const Call>(layout, nullptr, false, args);
+  stream.parallel([call](int thread, int threads) { call->prepare(thread, threads); });
 }
 
 void run_panels(const PanelLayout& layout, PanelSource source, bool scratch, const LinearArgs& args,

@@ -44,6 +44,14 @@ using PanelSource = std::function<const std::byte*(std::size_t panel, std::byte*
 /// size.
 std::size_t panels_workspace(const LinearSite& site, std::int64_t rows, bool scratch);
 
+/// Enqueues the preparation of all rows of a call, for a product that is made elsewhere: the inputs, normalised and in
+/// the type of the panels, go to args.workspace as rows prepared_stride() elements apart. Sites with f32 panels must
+/// have a norm; bf16 panels take an instruction set that has a product for them (panels::Functions::bf16).
+void prepare_inputs(const PanelLayout& layout, const LinearArgs& args, CpuStream& stream);
+/// A line of 64 bytes or two more than K, since rows a multiple of 4 KiB apart would fall into the same sets of a
+/// cache.
+std::int64_t prepared_stride(std::int64_t inputs);
+
 /// Enqueues the whole site. `layout` must outlive what is enqueued.
 void run_panels(const PanelLayout& layout, PanelSource source, bool scratch, const LinearArgs& args, CpuStream& stream);
 

@@ -21,7 +21,9 @@ struct Chunk {
   __m512i plane[kPlanes];
 
   __attribute__((always_inline)) explicit Chunk(const std::uint8_t* at) {
-    const __m512i word = _mm512_loadu_si512(at);
+    __m512i word = _mm512_loadu_si512(at);
+    // Or g++ 12 loads it again for each plane: loads are what few rows of inputs are short of.
+    __asm__("" : "+v"(word));
     if constexpr (kBits == 8) {
       plane[0] = word;
     } else if constexpr (kBits == 4) {
@@ -63,7 +65,7 @@ inline __m512 scales_at(const Matrix& matrix, const std::uint8_t* panel, int blo
 }
 
 inline __m512 zeros_at(const Matrix& matrix, const std::uint8_t* panel, int block) {
-  if (matrix.symmetric) return _mm512_set1_ps(static_cast<float>(1 << (matrix.bits - 1)));
+  if (matrix.symmetric) return _mm512_set1_ps(matrix.middle);
   const auto* const at = reinterpret_cast<const __m128i*>(panel + matrix.zeros_offset + 16 * block);
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at)));
 }

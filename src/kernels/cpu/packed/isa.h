@@ -80,6 +80,7 @@ struct Matrix {
   PlanView plan;
   int bits = 4;
   bool symmetric = true;
+  float middle = 8;          // every zero point of a symmetric one, 2^(bits - 1)
   bool wide_scales = false;  // f32
   int staged = 0;            // which staged activations it reads
 };
@@ -164,6 +165,7 @@ void multiply_avx512(const Call& call, const Rectangle& rectangle);
 void multiply_avx512vnni(const Call& call, const Rectangle& rectangle);
 void multiply_amx(const Call& call, const Rectangle& rectangle);
 /// On activations in bf16, with weights made bf16. All parts must have one plan.
+void multiply_bf16_avx512bf16(const Call& call, const Rectangle& rectangle);
 void multiply_bf16_amx(const Call& call, const Rectangle& rectangle);
 
 }  // namespace nibble::packed

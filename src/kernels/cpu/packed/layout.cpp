@@ -3,6 +3,7 @@
 #include "core/checked.h"
 #include "core/float_convert.h"
 #include "core/thread_pool.h"
+#include "formats/gptq_pack.h"
 
 #include <algorithm>
 #include <array>
@@ -39,13 +40,22 @@ class Packer {
   Packer(const GptqTensors& gptq, const Plan& plan, const Matrix& matrix, std::uint8_t* panels)
       : gptq_(gptq), plan_(plan), matrix_(matrix), panels_(panels) {}
 
-  void pack(std::int64_t begin, std::int64_t end) {
+  void pack(std::int64_t begin, std::int64_t end) const {
     for (std::int64_t panel = begin; panel < end; ++panel) pack_scales(panel);
     if (plan_.order.empty() && gptq_.bits != 3 && blocks_start_words()) {
       // Sixteen panels at a time read 1 KiB of each row of words and write sixteen streams.
       for (std::int64_t panel = begin; panel < end; panel += 16) copy_words(panel, std::min(end, panel + 16));
-    } else {
-      for (std::int64_t panel = begin; panel < end; ++panel) pack_codes(panel);
+      return;
+    }
+    switch (gptq_.bits) {
+      case 2:
+        return pack_codes<2>(begin, end);
+      case 3:
+        return pack_codes<3>(begin, end);
+      case 4:
+        return pack_codes<4>(begin, end);
+      default:
+        return pack_codes<8>(begin, end);
     }
   }
 
@@ -102,58 +112,77 @@ class Packer {
 
   using Words = std::array<std::uint32_t, kPanel>;
 
-  // Any order of inputs: one after the other, 16 outputs at a time.
-  void pack_codes(std::int64_t panel) const {
+  // Any order of inputs: one after the other, 16 outputs at a time. Rows of words lie some power of two apart, so that
+  // a column of them would fight for a few sets of the cache: panels are gathered first, some side by side.
+  template <int Bits>
+  void pack_codes(std::int64_t begin, std::int64_t end) const {
+    constexpr std::int64_t kTogether = 4;
+    const std::int64_t rows = packed_words(gptq_.in_features, Bits);
+    std::vector<Words> gathered(static_cast<std::size_t>(kTogether * rows));
+    for (std::int64_t first = begin; first < end; first += kTogether) {
+      const std::int64_t count = std::min(kTogether, end - first);
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t p = 0; p < count; ++p)
+          gathered[static_cast<std::size_t>(p * rows + row)] = words_at(row, first + p);
+      }
+      for (std::int64_t p = 0; p < count; ++p) pack_panel<Bits>(gathered.data() + p * rows, first + p);
+    }
+  }
+
+  // A panel's words of one row; of outputs that do not exist, zeros.
+  Words words_at(std::int64_t row, std::int64_t panel) const {
+    const std::int64_t n = panel * kPanel;
+    const std::uint32_t* const from = gptq_.qweight.data() + row * gptq_.qweight_columns + n;
+    Words words{};
+    if (gptq_.out_features - n >= kPanel) {
+      std::memcpy(words.data(), from, sizeof words);
+    } else {
+      std::memcpy(words.data(), from, static_cast<std::size_t>(gptq_.out_features - n) * sizeof(std::uint32_t));
+    }
+    return words;
+  }
+
+  template <int Bits>
+  void pack_panel(const Words* rows, std::int64_t panel) const {
+    constexpr int kInputs = chunk_inputs(Bits);
     std::uint8_t* to = panel_at(panel) + matrix_.codes_offset;
-    const int inputs = chunk_inputs(gptq_.bits);
     for (const Block& block : plan_.blocks) {
-      for (int c = 0; c < block.chunks; ++c, to += chunk_bytes(gptq_.bits)) {
-        std::array<Words, 3> words{};
-        for (int i = 0; i < inputs && c * inputs + i < block.inputs; ++i) {
-          const std::int64_t sorted = block.first + c * inputs + i;
+      for (int c = 0; c < block.chunks; ++c, to += chunk_bytes(Bits)) {
+        std::array<Words, Bits == 3 ? 3 : 1> words{};
+        const int inputs = std::min(kInputs, block.inputs - c * kInputs);
+        for (int i = 0; i < inputs; ++i) {
+          const std::int64_t sorted = block.first + c * kInputs + i;
           const std::int64_t k = plan_.order.empty() ? sorted : plan_.order[static_cast<std::size_t>(sorted)];
-          put(words, i, codes_of(k, panel * kPanel));
+          add_codes<Bits>(rows, k, i, words);
         }
-        std::memcpy(to, words.data(), static_cast<std::size_t>(chunk_bytes(gptq_.bits)));
+        std::memcpy(to, words.data(), sizeof words);
       }
     }
   }
 
-  // The codes of input k for outputs [n, n + 16); of outputs that do not exist, zeros.
-  Words codes_of(std::int64_t k, std::int64_t n) const {
-    const std::int64_t bit = k * gptq_.bits;
-    const std::uint32_t* const row = gptq_.qweight.data() + bit / 32 * gptq_.qweight_columns + n;
-    const auto count = static_cast<std::size_t>(std::min<std::int64_t>(kPanel, gptq_.out_features - n));
+  // Puts the codes of input k into place i of a chunk.
+  template <int Bits, std::size_t Count>
+  static void add_codes(const Words* rows, std::int64_t k, int i, std::array<Words, Count>& words) {
+    constexpr std::uint32_t kMask = (1u << Bits) - 1u;
+    const std::int64_t bit = k * Bits;
     const int shift = static_cast<int>(bit % 32);
-    Words codes{};
-    if (count == kPanel) {
-      for (std::size_t i = 0; i < kPanel; ++i) codes[i] = row[i] >> shift;
+    const Words& row = rows[bit / 32];
+    if constexpr (Bits != 3) {
+      for (std::size_t n = 0; n < kPanel; ++n) words[0][n] |= (row[n] >> shift & kMask) << (Bits * i);
     } else {
-      for (std::size_t i = 0; i < count; ++i) codes[i] = row[i] >> shift;
-    }
-    if (shift + gptq_.bits > 32) {
-      const std::uint32_t* const next = row + gptq_.qweight_columns;
-      for (std::size_t i = 0; i < count; ++i) codes[i] |= next[i] << (32 - shift);
-    }
-    const std::uint32_t mask = (1u << gptq_.bits) - 1u;
-    for (std::uint32_t& code : codes) code &= mask;
-    return codes;
-  }
-
-  // Input i of a chunk.
-  void put(std::array<Words, 3>& words, int i, const Words& codes) const {
-    if (gptq_.bits != 3) {
-      const int shift = gptq_.bits * i;
-      for (std::size_t n = 0; n < kPanel; ++n) words[0][n] |= codes[n] << shift;
-      return;
-    }
-    const int half = i / 16;
-    const int low_shift = 2 * (i % 16);
-    const int high_shift = 8 * (i % 16 / 4) + 4 * half + i % 4;
-    Words& low = words[static_cast<std::size_t>(half)];
-    for (std::size_t n = 0; n < kPanel; ++n) {
-      low[n] |= (codes[n] & 3u) << low_shift;
-      words[2][n] |= (codes[n] >> 2) << high_shift;
+      Words codes;
+      for (std::size_t n = 0; n < kPanel; ++n) codes[n] = row[n] >> shift;
+      if (shift + Bits > 32) {
+        const Words& next = (&row)[1];
+        for (std::size_t n = 0; n < kPanel; ++n) codes[n] |= next[n] << (32 - shift);
+      }
+      const int low_shift = 2 * (i % 16);
+      const int high_shift = 8 * (i % 16 / 4) + 4 * (i / 16) + i % 4;
+      Words& low = words[static_cast<std::size_t>(i / 16)];
+      for (std::size_t n = 0; n < kPanel; ++n) {
+        low[n] |= (codes[n] & 3u) << low_shift;
+        words[2][n] |= (codes[n] >> 2 & 1u) << high_shift;
+      }
     }
   }
 
@@ -278,6 +307,7 @@ PackedSite::PackedSite(const LinearSite& site, std::span<const LinearTensors> te
     part.bits = gptq->bits;
     part.outputs = gptq->out_features;
     part.symmetric = gptq->sym;
+    part.middle = static_cast<float>(1 << (part.bits - 1));
     part.wide_scales = !std::all_of(gptq->scales.begin(), gptq->scales.end(), fits_half);
     part.staged = plan_of(*gptq, planes);
     const Plan& plan = plans_[static_cast<std::size_t>(part.staged)];

@@ -12,10 +12,10 @@ constexpr int sums_that_fit(int bits) {
 }
 
 struct MaddDot {
-  template <int kBits>
+  template <int kBits, int>
   class Sum {
    public:
-    __attribute__((always_inline)) void add(__m256i codes, __m256i x) {
+    __attribute__((always_inline)) void add(__m256i codes, __m256i x, int) {
       if constexpr (kBits == 8) {
         // Codes of 8 bits would not fit, and go in halves.
         const __m256i mask = _mm256_set1_epi8(15);
@@ -41,6 +41,9 @@ struct MaddDot {
     __m256i low_ = _mm256_setzero_si256();
     __m256i high_ = _mm256_setzero_si256();
   };
+
+  template <int kBits>
+  static constexpr int kRegisters = kBits == 8 ? 3 : 2;
 
   // Chunks after which widen() must be called. A chunk adds a sum for each of its planes.
   template <int kBits>

@@ -6,18 +6,25 @@ namespace nibble::packed {
 namespace {
 
 struct MaddDot {
+  // Adding to a sum takes one cycle: more chains bring nothing.
+  template <int kByteRows>
+  static constexpr int kChains = kByteRows <= 4 ? 2 : 1;
+
   // vpmaddubsw adds pairs of products in 16 bits: at most 2 * 15 * 128. Codes of 8 bits would not fit and go in halves.
   template <int kBits>
-  static __attribute__((always_inline)) __m512i add(__m512i sum, __m512i codes, __m512i x) {
+  static __attribute__((always_inline)) void add(__m512i& sum, __m512i codes, const std::int8_t* four) {
+    std::int32_t bytes;
+    __builtin_memcpy(&bytes, four, 4);
+    const __m512i x = _mm512_set1_epi32(bytes);
     const __m512i ones = _mm512_set1_epi16(1);
     if constexpr (kBits == 8) {
       const __m512i mask = _mm512_set1_epi8(15);
       const __m512i low = _mm512_maddubs_epi16(_mm512_and_si512(codes, mask), x);
       const __m512i high = _mm512_maddubs_epi16(_mm512_and_si512(_mm512_srli_epi32(codes, 4), mask), x);
       sum = _mm512_add_epi32(sum, _mm512_madd_epi16(high, _mm512_set1_epi16(16)));
-      return _mm512_add_epi32(sum, _mm512_madd_epi16(low, ones));
+      sum = _mm512_add_epi32(sum, _mm512_madd_epi16(low, ones));
     } else {
-      return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
+      sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
     }
   }
 };

@@ -95,8 +95,8 @@ void panel_sums(const Call& call, const Matrix& matrix, std::int64_t panel, std:
         std::memcpy(&half, at + 2 * (b * kPanel + lane), 2);
         scale = half_to_float(half);
       }
-      const float zero = matrix.symmetric ? static_cast<float>(1 << (matrix.bits - 1))
-                                          : static_cast<float>(at[matrix.zeros_offset + b * kPanel + lane]);
+      const float zero =
+          matrix.symmetric ? matrix.middle : static_cast<float>(at[matrix.zeros_offset + b * kPanel + lane]);
       const float part =
           std::fma(zero, staged.minus_sum[meta], static_cast<float>(dots[static_cast<std::size_t>(lane)]));
       sums[lane] = std::fma(part * staged.scale[meta], scale, sums[lane]);

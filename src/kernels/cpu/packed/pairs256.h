@@ -30,6 +30,7 @@ struct HalfChunk {
   static constexpr int kBytes = kBits == 3 ? 192 : 64;
   __m256i plane[kPlanes];
 
+  HalfChunk() = default;
   __attribute__((always_inline)) explicit HalfChunk(const std::uint8_t* at) {
     const __m256i word = load(at);
     if constexpr (kBits == 8) {
@@ -71,7 +72,7 @@ inline __m256 scales_at(const Matrix& matrix, const std::uint8_t* panel, int ind
 }
 
 inline __m256 zeros_at(const Matrix& matrix, const std::uint8_t* panel, int index) {
-  if (matrix.symmetric) return _mm256_set1_ps(static_cast<float>(1 << (matrix.bits - 1)));
+  if (matrix.symmetric) return _mm256_set1_ps(matrix.middle);
   const auto* const at = reinterpret_cast<const __m128i*>(panel + matrix.zeros_offset + index);
   return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at)));
 }
@@ -80,6 +81,10 @@ inline __m256 zeros_at(const Matrix& matrix, const std::uint8_t* panel, int inde
 template <class Dot, int kBits, int kRows, int kPlanes>
 void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& tile, int first, float* sums) {
   constexpr int kByteRows = kRows * kPlanes;
+  // Both halves together load each activation once, where their sums leave room in 16 registers; else one after the
+  // other, and the second finds the block's codes in the first-level cache.
+  constexpr int kHalves = 2 * kByteRows * Dot::template kRegisters<kBits> <= 8 ? 2 : 1;
+  using Sum = typename Dot::template Sum<kBits, (kByteRows <= 2 ? 2 : 1)>;
   const std::uint8_t* codes = panel + matrix.codes_offset;
   __m256 total[2][kRows];
   for (int half = 0; half < 2; ++half) {
@@ -91,15 +96,16 @@ void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& til
   for (const Block* block = matrix.plan.blocks; block != end; ++block, ++b) {
     const std::int8_t* const first_x =
         tile.q + block->slot / kLine * tile.line_bytes + first * kPlanes * kLine + block->slot % kLine;
-    // The second half of the outputs finds the block's codes in the first-level cache.
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const std::uint8_t* at = codes + 32 * half;
+    for (int first_half = 0; first_half < 2; first_half += kHalves) {
+      const std::uint8_t* at = codes + 32 * first_half;
       const std::int8_t* x = first_x;
-      typename Dot::template Sum<kBits> dot[kByteRows];
+      Sum dot[kHalves][kByteRows];
       for (int c = 0, unwidened = 0; c < block->chunks; ++c) {
-        if (half == 0) prefetch_codes(at);
-        const HalfChunk<kBits> chunk(at);
+        if (first_half == 0) prefetch_codes(at);
+        HalfChunk<kBits> chunk[kHalves];
+#pragma GCC unroll 2
+        for (int h = 0; h < kHalves; ++h) chunk[h] = HalfChunk<kBits>(at + 32 * h);
         at += HalfChunk<kBits>::kBytes;
 #pragma GCC unroll 8
         for (int p = 0; p < HalfChunk<kBits>::kPlanes; ++p) {
@@ -107,25 +113,36 @@ void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& til
           for (int r = 0; r < kByteRows; ++r) {
             std::int32_t four;
             __builtin_memcpy(&four, x + r * kLine + 4 * p, 4);
-            dot[r].add(chunk.plane[p], _mm256_set1_epi32(four));
+            const __m256i fours = _mm256_set1_epi32(four);
+#pragma GCC unroll 2
+            for (int h = 0; h < kHalves; ++h) dot[h][r].add(chunk[h].plane[p], fours, p);
           }
         }
         x += 4 * HalfChunk<kBits>::kPlanes;
         if (++unwidened == Dot::template kChunks<kBits> || c + 1 == block->chunks) {
+#pragma GCC unroll 2
+          for (int h = 0; h < kHalves; ++h) {
 #pragma GCC unroll 8
-          for (int r = 0; r < kByteRows; ++r) dot[r].widen();
+            for (int r = 0; r < kByteRows; ++r) dot[h][r].widen();
+          }
           unwidened = 0;
         }
       }
-      const __m256 scale = scales_at(matrix, panel, b * kPanel + half * kHalf);
-      const __m256 zero = zeros_at(matrix, panel, b * kPanel + half * kHalf);
+#pragma GCC unroll 2
+      for (int h = 0; h < kHalves; ++h) {
+        const int half = first_half + h;
+        const __m256 scale = scales_at(matrix, panel, b * kPanel + half * kHalf);
+        const __m256 zero = zeros_at(matrix, panel, b * kPanel + half * kHalf);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        __m256i whole = dot[r * kPlanes].value();
-        if constexpr (kPlanes == 2) whole = _mm256_add_epi32(_mm256_slli_epi32(whole, 8), dot[r * kPlanes + 1].value());
-        const std::int64_t meta = static_cast<std::int64_t>(b) * tile.meta_stride + first + r;
-        const __m256 part = _mm256_fmadd_ps(zero, _mm256_set1_ps(tile.minus_sum[meta]), _mm256_cvtepi32_ps(whole));
-        total[half][r] = _mm256_fmadd_ps(_mm256_mul_ps(part, _mm256_set1_ps(tile.scale[meta])), scale, total[half][r]);
+        for (int r = 0; r < kRows; ++r) {
+          __m256i whole = dot[h][r * kPlanes].value();
+          if constexpr (kPlanes == 2)
+            whole = _mm256_add_epi32(_mm256_slli_epi32(whole, 8), dot[h][r * kPlanes + 1].value());
+          const std::int64_t meta = static_cast<std::int64_t>(b) * tile.meta_stride + first + r;
+          const __m256 part = _mm256_fmadd_ps(zero, _mm256_set1_ps(tile.minus_sum[meta]), _mm256_cvtepi32_ps(whole));
+          total[half][r] =
+              _mm256_fmadd_ps(_mm256_mul_ps(part, _mm256_set1_ps(tile.scale[meta])), scale, total[half][r]);
+        }
       }
     }
     codes += block->chunks * HalfChunk<kBits>::kBytes;
