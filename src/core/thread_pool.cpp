@@ -18,8 +18,6 @@ ThreadPool& ThreadPool::instance() {
 
 ThreadPool::ThreadPool() : threads_(usable_cpus()) { omp_set_num_threads(threads_); }
 
-ThreadPool::~ThreadPool() = default;
-
 void ThreadPool::set_threads(int threads) {
   threads_ = std::max(1, threads);
   omp_set_num_threads(threads_);

@@ -28,8 +28,6 @@ class ThreadPool {
   /// us.
   void barrier();
 
-  ~ThreadPool();
-
  private:
   ThreadPool();
   int threads_;

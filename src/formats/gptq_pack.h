@@ -19,7 +19,7 @@ inline std::uint32_t unpack_code(const std::uint32_t* words, std::int64_t stride
   const int shift = static_cast<int>(position % 32);
   std::uint64_t window = words[word * stride];
   if (shift + bits > 32) window |= static_cast<std::uint64_t>(words[(word + 1) * stride]) << 32;
-  return static_cast<std::uint32_t>(window >> shift) & ((1u << bits) - 1u);
+  return static_cast<std::uint32_t>((window >> shift) & ((std::uint64_t{1} << bits) - 1));
 }
 
 /// Unpacks the first codes.size() codes of a stream. Throws Error where `words` is too short, or for another width.

@@ -189,10 +189,8 @@ class BpeModel final : public TokenModel {
   }
 
   std::optional<std::string_view> token(std::int32_t id) const override {
-    if (id < 0 || static_cast<std::size_t>(id) >= tokens_.size() || !tokens_[static_cast<std::size_t>(id)]) {
-      return std::nullopt;
-    }
-    return *tokens_[static_cast<std::size_t>(id)];
+    if (id < 0 || static_cast<std::size_t>(id) >= tokens_.size()) return std::nullopt;
+    return tokens_[static_cast<std::size_t>(id)];
   }
 
   std::size_t id_end() const override { return tokens_.size(); }

@@ -243,9 +243,11 @@ void check_options(const GptqOptions& o) {
     fail_usage("a group size of {}: expected -1 (one group) or at least 1", o.group_size);
   if (o.block_size < 1 || o.block_size > kMaxBlock)
     fail_usage("a block size of {}: expected 1 to {}", o.block_size, kMaxBlock);
-  if (!(o.damp_percent > 0 && o.damp_percent < 1))
-    fail_usage("damping of {}: expected more than 0 and less than 1", o.damp_percent);
-  if (!(o.mse >= 0 && o.mse <= 16)) fail_usage("an error exponent of {}: expected 0 (no search) to 16", o.mse);
+  // Asked this way round, a NaN is refused too.
+  const bool damping_fits = o.damp_percent > 0 && o.damp_percent < 1;
+  if (!damping_fits) fail_usage("damping of {}: expected more than 0 and less than 1", o.damp_percent);
+  const bool exponent_fits = o.mse >= 0 && o.mse <= 16;
+  if (!exponent_fits) fail_usage("an error exponent of {}: expected 0 (no search) to 16", o.mse);
   if (o.least_zero < 0 || o.least_zero > 1) fail_usage("a least zero point of {}: expected 0 or 1", o.least_zero);
 }
 

@@ -79,9 +79,9 @@ std::vector<float> Hessian::diagonal() const {
 }
 
 HessianFactor factor_hessian(const Hessian& hessian, const FactorOptions& options) {
-  if (!(options.damp_percent > 0 && options.damp_percent < 1)) {
-    fail_usage("damping of {} should be larger than 0 and smaller than 1", options.damp_percent);
-  }
+  // Asked this way round, a NaN is refused too.
+  const bool damping_fits = options.damp_percent > 0 && options.damp_percent < 1;
+  if (!damping_fits) fail_usage("damping of {} should be larger than 0 and smaller than 1", options.damp_percent);
   const std::int64_t k = hessian.in_features();
   if (hessian.rows() == 0) fail("GPTQ needs calibration inputs, and the layer has seen none");
 

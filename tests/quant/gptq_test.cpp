@@ -452,9 +452,14 @@ TEST(GptqTest, RefusesWhatCannotBeQuantised) {
   o.bits = 5;
   expect_error("2, 3, 4 or 8", [&] { quantize_layer(layer.weight, 4, layer.hessian(), o); });
   o.bits = 4;
-  o.damp_percent = 0;
-  expect_error("damping", [&] { quantize_layer(layer.weight, 4, layer.hessian(), o); });
+  for (const double damping : {0.0, 1.0, std::nan("")}) {
+    o.damp_percent = damping;
+    expect_error("damping", [&] { quantize_layer(layer.weight, 4, layer.hessian(), o); });
+  }
   o.damp_percent = 0.01;
+  o.mse = NAN;
+  expect_error("an error exponent of nan", [&] { round_to_nearest(layer.weight, 4, 32, o); });
+  o.mse = 0;
   expect_error("has seen none", [&] { quantize_layer(layer.weight, 4, Hessian(32), o); });
   expect_error("4 outputs and 16 inputs", [&] { round_to_nearest(layer.weight, 4, 16, o); });
   layer.weight[40] = NAN;
