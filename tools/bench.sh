@@ -2,7 +2,8 @@
 # The benchmark of the default model: full precision and 4-bit GPTQ, with every kernel that this machine can run.
 #   tools/bench.sh short|full MODEL_FOLDER QUANTISED_FOLDER TEXT_FOLDER
 # short: some minutes on two cores; the table's caption states what it leaves out. full: optimum's protocol, 512 new
-# tokens after prompts of 512 at batch sizes 1 to 16, hours on two cores; rows are kept as they are measured.
+# tokens after prompts of 512 at batch sizes 1 to 16, half an hour or more on two cores; rows are kept as they are
+# measured.
 # Rows, tables and a description of the machine go below results/; a further run adds to them.
 set -euo pipefail
 
