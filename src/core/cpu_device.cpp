@@ -9,9 +9,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <mutex>
+#include <utility>
 
 namespace nibble {
 namespace {
+
+constexpr std::size_t kHuge = std::size_t{2} << 20;
 
 // Whole mappings, so that memory comes zeroed from the system and goes back to it at once. Buffers of 2 MiB and more
 // ask for huge pages: a decode step reads hundreds of MB in order, and 4 KiB pages cost a TLB miss every 64 cache
@@ -19,7 +24,6 @@ namespace {
 class CpuBuffer final : public Buffer {
  public:
   CpuBuffer(std::size_t bytes, const std::string& purpose) : size_(bytes) {
-    constexpr std::size_t kHuge = std::size_t{2} << 20;
     mapped_ = round_up(std::max<std::size_t>(bytes, 1), bytes >= kHuge ? kHuge : std::size_t{4096});
     // One huge page more, so that the start can be aligned to one.
     const std::size_t slack = bytes >= kHuge ? kHuge : 0;
@@ -47,6 +51,21 @@ class CpuBuffer final : public Buffer {
   std::size_t reserved_ = 0;
 };
 
+// A buffer smaller than a huge page: a piece of a larger one, which goes back to the system when its last piece is
+// gone.
+class CpuPiece final : public Buffer {
+ public:
+  CpuPiece(std::shared_ptr<CpuBuffer> whole, std::size_t offset, std::size_t bytes)
+      : whole_(std::move(whole)), offset_(offset), size_(bytes) {}
+  std::byte* data() const override { return whole_->data() + offset_; }
+  std::size_t size() const override { return size_; }
+
+ private:
+  std::shared_ptr<CpuBuffer> whole_;
+  std::size_t offset_ = 0;
+  std::size_t size_ = 0;
+};
+
 class CpuDevice final : public Device {
  public:
   const DeviceInfo& info() const override {
@@ -58,12 +77,29 @@ class CpuDevice final : public Device {
     return info_;
   }
   std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) override {
-    return std::make_unique<CpuBuffer>(bytes, purpose);
+    if (bytes < kLeastPiece || bytes >= kHuge) return std::make_unique<CpuBuffer>(bytes, purpose);
+    const std::lock_guard lock(mutex_);
+    if (!whole_ || used_ + bytes > whole_->size()) {
+      whole_ = std::make_shared<CpuBuffer>(kPieces, purpose);
+      used_ = 0;
+    }
+    auto piece = std::make_unique<CpuPiece>(whole_, used_, bytes);
+    used_ = round_up(used_ + bytes, std::size_t{4096});
+    if (used_ >= whole_->size()) whole_.reset();
+    return piece;
   }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuStream>(); }
 
  private:
+  // Most weights of a small model are below 2 MiB a site: they share huge pages, 16 MiB of address space at a time.
+  static constexpr std::size_t kPieces = std::size_t{16} << 20;
+  // Below, what a page table costs is not felt.
+  static constexpr std::size_t kLeastPiece = std::size_t{64} << 10;
+
   mutable DeviceInfo info_;
+  std::mutex mutex_;
+  std::shared_ptr<CpuBuffer> whole_;  // what new pieces are taken from
+  std::size_t used_ = 0;              // of it
 };
 
 }  // namespace

@@ -94,6 +94,9 @@ struct Staged {
   std::uint16_t* bf16 = nullptr;  // or bf16 in AMX tiles: [ceil(rows/16)][steps][16 rows][32 slots]
 };
 
+/// Floats that a row of inputs takes in StageCall::scratch: whole lines of 64 bytes.
+static inline std::int64_t scratch_stride(std::int64_t inputs) { return (inputs + 15) / 16 * 16; }
+
 struct StageCall {
   const float* x = nullptr;
   std::int64_t stride = 0;
@@ -103,7 +106,8 @@ struct StageCall {
   float eps = 0;
   PlanView plan;
   Staged to;
-  int planes = 2;  // of activations: 2 for 16 bits, 1 for 8
+  float* scratch = nullptr;  // twice scratch_stride(inputs), of this thread
+  int planes = 2;            // of activations: 2 for 16 bits, 1 for 8
 };
 
 enum class Finish : std::uint8_t {

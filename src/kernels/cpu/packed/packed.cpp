@@ -79,6 +79,11 @@ std::size_t bf16_bytes(std::int32_t steps, std::int64_t rows) {
          kTileBytes;
 }
 
+// What a thread needs to bring a row of inputs into the order of its plan.
+std::size_t scratch_bytes(const LinearSite& site) {
+  return round_up(2 * static_cast<std::size_t>(scratch_stride(site.in_features())) * sizeof(float), kAlignment);
+}
+
 Finish finish_of(const Epilogue& epilogue) {
   switch (epilogue.kind) {
     case EpilogueKind::store:
@@ -108,14 +113,17 @@ struct Task {
   StageCall stage;  // without its plan and place
   StageFunction* stage_rows = nullptr;
   MultiplyFunction* multiply = nullptr;
-  bool bf16 = false;  // activations are staged as bf16
+  bool bf16 = false;              // activations are staged as bf16
+  std::byte* scratch = nullptr;   // of all threads
+  std::size_t scratch_bytes = 0;  // of one
 
-  void stage_all(const std::array<Staged, kMaxParts>& staged, std::int64_t begin, std::int64_t end) const {
+  void stage_all(const std::array<Staged, kMaxParts>& staged, int thread, std::int64_t begin, std::int64_t end) const {
     const std::vector<Plan>& plans = packed->plans();
     for (std::size_t i = 0; i < plans.size(); ++i) {
       StageCall one = stage;
       one.plan = plans[i].view();
       one.to = staged[i];
+      one.scratch = reinterpret_cast<float*>(scratch + static_cast<std::size_t>(thread) * scratch_bytes);
       stage_rows(one, begin, end);
     }
   }
@@ -193,7 +201,7 @@ class PackedKernel : public LinearKernel {
     const std::vector<Plan> plans = possible_plans(site, planes_);
     std::size_t bytes = staged_bytes(plans, rows, planes_);
     for (const Plan& plan : plans) bytes = std::max(bytes, bf16_bytes(plan.steps, rows));
-    return bytes;
+    return bytes + static_cast<std::size_t>(ThreadPool::instance().threads()) * scratch_bytes(site);
   }
 
   Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
@@ -206,20 +214,22 @@ class PackedKernel : public LinearKernel {
       cpu.parallel([task](int thread, int threads) {
         alignas(kAlignment) std::array<std::byte, kOwnBytes> own;
         const auto staged = place_staged(task.packed->plans(), task.call.rows, task.call.planes, own.data());
-        task.stage_all(staged, 0, task.call.rows);
+        task.stage_all(staged, thread, 0, task.call.rows);
         task.multiply_share(staged, thread, threads);
       });
       return;
     }
     std::array<Staged, kMaxParts> staged{};
+    std::byte* const to =
+        task.scratch + static_cast<std::size_t>(ThreadPool::instance().threads()) * task.scratch_bytes;
     if (task.bf16) {
-      staged[0].bf16 = reinterpret_cast<std::uint16_t*>(args.workspace);
+      staged[0].bf16 = reinterpret_cast<std::uint16_t*>(to);
     } else {
-      staged = place_staged(weights.plans(), args.rows, planes_, args.workspace);
+      staged = place_staged(weights.plans(), args.rows, planes_, to);
     }
     cpu.parallel([task, staged](int thread, int threads) {
       const auto [begin, end] = split_range(task.call.rows, 1, thread, threads);
-      task.stage_all(staged, begin, end);
+      task.stage_all(staged, thread, begin, end);
     });
     cpu.parallel([task, staged](int thread, int threads) { task.multiply_share(staged, thread, threads); });
   }
@@ -228,6 +238,8 @@ class PackedKernel : public LinearKernel {
   Task make_task(const PackedSite& weights, const LinearArgs& args) const {
     Task task;
     task.packed = &weights;
+    task.scratch = args.workspace;
+    task.scratch_bytes = scratch_bytes(weights.site());
     Call& call = task.call;
     call.parts = weights.parts().data();
     call.part_count = static_cast<int>(weights.parts().size());

@@ -48,14 +48,14 @@ void stage_avx512(const StageCall& call, std::int64_t begin, std::int64_t end) {
     const std::int64_t tile = row / per_tile;
     const std::int64_t tile_rows = staged_tile_rows(call.rows, call.planes);
     std::int8_t* const q = call.to.q + tile * tile_rows * plan.lines * kLine + row % per_tile * call.planes * kLine;
-    const float factor = norm_factor(call, x);
+    const OrderedRow ordered = ordered_row(call, x);
     for (int b = 0; b < plan.block_count; ++b) {
       const Block& block = plan.blocks[b];
       const int vectors = (block.chunks * plan.chunk_slots + 15) / 16;
       __m512 values[kLine / 16];
       __m512i largest = _mm512_setzero_si512();
       for (int v = 0; v < vectors; ++v) {
-        values[v] = load_inputs(call, x, factor, block, 16 * v);
+        values[v] = load_inputs(ordered, block, 16 * v);
         largest = _mm512_max_epu32(largest, _mm512_and_si512(_mm512_castps_si512(values[v]), magnitude_bits));
       }
       const std::uint32_t bits = _mm512_reduce_max_epu32(largest);

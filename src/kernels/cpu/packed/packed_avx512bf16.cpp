@@ -20,17 +20,21 @@ void stage_avx512bf16(const StageCall& call, std::int64_t begin, std::int64_t en
   const __m256i to_slots = slot_order(plan.planes_of_codes);
   for (std::int64_t row = begin; row < end; ++row) {
     const float* const x = call.x + row * call.stride;
+    // Read in the plan's order the next row would come from another core's cache a line at a time.
+    if (row + 1 < end) {
+      for (std::int64_t k = 0; k < call.inputs; k += 16) __builtin_prefetch(x + call.stride + k);
+    }
     std::uint16_t* const out =
         call.to.bf16 + row / kTileRows * plan.steps * kStepElements + row % kTileRows * kStepSlots;
     if (plan.gaps) {
       for (int step = 0; step < plan.steps; ++step)
         _mm512_storeu_si512(out + step * kStepElements, _mm512_setzero_si512());
     }
-    const float factor = norm_factor(call, x);
+    const OrderedRow ordered = ordered_row(call, x);
     for (int b = 0; b < plan.block_count; ++b) {
       const Block& block = plan.blocks[b];
       for (int i = 0; i < block.chunks * plan.chunk_slots; i += 16) {
-        const __m512 values = load_inputs(call, x, factor, block, i);
+        const __m512 values = load_inputs(ordered, block, i);
         const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(values);
         const int slot = block.slot + i;
         auto* const at = reinterpret_cast<__m256i*>(out + slot / kStepSlots * kStepElements + slot % kStepSlots);

@@ -39,6 +39,7 @@ void panel_sums(const Matrix& matrix, const std::uint8_t* panel, const Tile& til
   constexpr int kPlanesOfCodes = Chunk<kBits>::kPlanes;
   constexpr int kUnroll = kChains > kPlanesOfCodes ? kChains / kPlanesOfCodes : 1;
   const std::uint8_t* codes = panel + matrix.codes_offset;
+  prefetch_head(panel, matrix.codes_offset);
   __m512 total[kRows];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) total[r] = _mm512_setzero_ps();

@@ -15,5 +15,13 @@ __attribute__((always_inline)) inline void prefetch_codes(const std::uint8_t* co
   __builtin_prefetch(codes + 1024, 0, 3);
 }
 
+/// The same for the scales and zero points that a panel starts with, so that none of the stream is left out: without
+/// it the sites of a decode step of SmolLM2 take 1.24 times as long on two cores of Zen 5 (medians of 5 runs against
+/// the time of the same run's dense head). Other distances, of 3 to 12 KiB and of 512 bytes to 2 KiB, change nothing
+/// there.
+__attribute__((always_inline)) inline void prefetch_head(const std::uint8_t* panel, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) prefetch_codes(panel + i);
+}
+
 }  // namespace
 }  // namespace nibble::packed

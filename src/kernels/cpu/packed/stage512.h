@@ -37,23 +37,58 @@ inline float norm_factor(const StageCall& call, const float* x) {
   return 1.0f / __builtin_sqrtf(sum_of_squares(x, call.inputs) / static_cast<float>(call.inputs) + call.eps);
 }
 
+/// A row of inputs in the order of its plan.
+struct OrderedRow {
+  const float* x = nullptr;
+  const float* norm_weight = nullptr;  // null where x is normalised already, or has no norm in front
+  float factor = 1;
+};
+
+inline OrderedRow ordered_row(const StageCall& call, const float* x) {
+  const float factor = norm_factor(call, x);
+  const std::int32_t* const order = call.plan.order;
+  if (order == nullptr) return {x, call.norm_weight, factor};
+  const std::int64_t inputs = call.inputs;
+  float* const ordered = call.scratch;
+  const float* from = x;
+  if (call.norm_weight != nullptr) {
+    float* const normalised = ordered + scratch_stride(inputs);
+    const __m512 f = _mm512_set1_ps(factor);
+    for (std::int64_t k = 0; k < inputs; k += 16) {
+      const std::int64_t left = inputs - k;
+      const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1u);
+      const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + k), f);
+      _mm512_mask_storeu_ps(normalised + k, mask, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, call.norm_weight + k)));
+    }
+    from = normalised;
+  }
+  // One at a time: with gathers, of which a norm takes one more, staging a prompt of SmolLM2 took 0.16 of the time of
+  // its products, so 0.14 (perf on Zen 5, 1800 tokens).
+  const auto move = [from, order, ordered](std::int64_t i) __attribute__((always_inline)) {
+    std::int32_t word;
+    __builtin_memcpy(&word, from + order[i], sizeof word);
+    // Or the compiler makes gathers of it.
+    __asm__("" : "+r"(word));
+    __builtin_memcpy(ordered + i, &word, sizeof word);
+  };
+  std::int64_t i = 0;
+  for (; i + 8 <= inputs; i += 8) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) move(i + j);
+  }
+  for (; i < inputs; ++i) move(i);
+  return {ordered, nullptr, 1};
+}
+
 /// Inputs [i, i + 16) of a block, normalised; zero past its end.
-inline __m512 load_inputs(const StageCall& call, const float* x, float factor, const Block& block, int i) {
+inline __m512 load_inputs(const OrderedRow& row, const Block& block, int i) {
   const int left = block.inputs - i;
   if (left <= 0) return _mm512_setzero_ps();
   const __mmask16 mask = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1u);
   const std::int64_t at = block.first + i;
-  if (call.plan.order == nullptr) {
-    const __m512 v = _mm512_maskz_loadu_ps(mask, x + at);
-    if (call.norm_weight == nullptr) return v;
-    return _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(factor)), _mm512_maskz_loadu_ps(mask, call.norm_weight + at));
-  }
-  const __m512i order = _mm512_maskz_loadu_epi32(mask, call.plan.order + at);
-  const __m512 zero = _mm512_setzero_ps();
-  const __m512 v = _mm512_mask_i32gather_ps(zero, mask, order, x, 4);
-  if (call.norm_weight == nullptr) return v;
-  return _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(factor)),
-                       _mm512_mask_i32gather_ps(zero, mask, order, call.norm_weight, 4));
+  const __m512 v = _mm512_maskz_loadu_ps(mask, row.x + at);
+  if (row.norm_weight == nullptr) return v;
+  return _mm512_mul_ps(_mm512_mul_ps(v, _mm512_set1_ps(row.factor)), _mm512_maskz_loadu_ps(mask, row.norm_weight + at));
 }
 
 }  // namespace
