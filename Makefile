@@ -16,7 +16,7 @@ MODEL := $(CACHE)/SmolLM2-135M-Instruct
 QUANTISED := $(MODEL)-GPTQ-4bit-64g
 TEXT := $(CACHE)/text
 
-.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan install clean \
+.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan cuda-all install clean \
         model text quantise
 
 help:  ## list the targets
@@ -99,8 +99,12 @@ fuzz: | deps-lint  ## build the fuzz targets in build-fuzz, and run each for FUZ
 	@cmake --build build-fuzz --parallel $(JOBS) --target fuzz_all
 	@tools/fuzz.sh $(FUZZ_SECONDS)
 
+cuda-all: | deps  ## compile programs and CUDA back end for all supported GPUs in build-cuda-all (needs nvcc)
+	@[ -f build-cuda-all/build.ninja ] || cmake --preset cuda-all
+	@cmake --build build-cuda-all --parallel $(JOBS) --target nibble
+
 install: build  ## install programs, library, headers and the CMake package below PREFIX (/usr/local)
 	@cmake --install build --prefix $(PREFIX)
 
 clean:  ## remove the build folders (the downloaded model stays in .cache)
-	rm -rf build build-asan build-fuzz
+	rm -rf build build-asan build-fuzz build-cuda-all

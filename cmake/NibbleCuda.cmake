@@ -1,13 +1,28 @@
 # The CUDA back end: one shared library of the .cu and .cpp files below src/*/cuda, loaded by `nibble` when it and a
-# driver are there (src/ops/cuda_loader.h). NIBBLE_CUDA: AUTO builds it where nvcc is found, ON insists, OFF leaves it
-# out. NIBBLE_CUDA_ARCHITECTURES: what CMake's CUDA_ARCHITECTURES takes; `make cuda-all` gives the list for release.
-set(NIBBLE_CUDA AUTO CACHE STRING "build the CUDA back end: AUTO, ON or OFF")
-set_property(CACHE NIBBLE_CUDA PROPERTY STRINGS AUTO ON OFF)
-# 90a: machine code for Hopper with its own instructions; PTX of 90 for what comes after.
-set(NIBBLE_CUDA_ARCHITECTURES "90a-real;90-virtual" CACHE STRING "GPU architectures to compile for")
+# driver are there (src/ops/cuda_loader.h). NIBBLE_CUDA says when it is built: AUTO where nvcc and a GPU are found, for
+# that GPU; TOOLKIT where nvcc is found; ON always; OFF never. NIBBLE_CUDA_ARCHITECTURES, if given, takes what CMake's
+# CUDA_ARCHITECTURES does; `make cuda-all` gives the list for release.
+set(NIBBLE_CUDA AUTO CACHE STRING "build the CUDA back end: AUTO, TOOLKIT, ON or OFF")
+set_property(CACHE NIBBLE_CUDA PROPERTY STRINGS AUTO TOOLKIT ON OFF)
+set(NIBBLE_CUDA_ARCHITECTURES "" CACHE STRING "GPU architectures to compile for; empty: by NIBBLE_CUDA")
+
+set(cuda_wanted ${NIBBLE_CUDA})
+# 90a: machine code for Hopper; PTX of 90 for what comes after.
+set(cuda_architectures "90a-real;90-virtual")
+if(NIBBLE_CUDA STREQUAL "AUTO")
+  execute_process(COMMAND nvidia-smi -L RESULT_VARIABLE no_gpu OUTPUT_QUIET ERROR_QUIET)
+  if(no_gpu)
+    set(cuda_wanted OFF)
+  else()
+    set(cuda_architectures native)
+  endif()
+endif()
+if(NIBBLE_CUDA_ARCHITECTURES)
+  set(cuda_architectures ${NIBBLE_CUDA_ARCHITECTURES})
+endif()
 
 set(NIBBLE_WITH_CUDA OFF)
-if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
+if(NOT cuda_wanted STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
   include(CheckLanguage)
   find_program(NIBBLE_NVCC nvcc PATHS /usr/local/cuda/bin)
   if(NIBBLE_NVCC)
@@ -19,7 +34,7 @@ if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
       set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
     endif()
     # Set before the language is enabled: its compiler test wants an architecture.
-    set(CMAKE_CUDA_ARCHITECTURES ${NIBBLE_CUDA_ARCHITECTURES})
+    set(CMAKE_CUDA_ARCHITECTURES ${cuda_architectures})
     enable_language(CUDA)
     # Debian 12's CMake does not know that nvcc takes C++20.
     set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
@@ -28,7 +43,8 @@ if(NOT NIBBLE_CUDA STREQUAL "OFF" AND NOT NIBBLE_SANITIZE)
     find_package(CUDAToolkit REQUIRED)
     set(NIBBLE_WITH_CUDA ON)
   elseif(NIBBLE_CUDA STREQUAL "ON")
-    message(FATAL_ERROR "NIBBLE_CUDA is ON and no nvcc is found: install a CUDA toolkit (12.8 or later), or set NIBBLE_CUDA=OFF")
+    message(FATAL_ERROR
+      "NIBBLE_CUDA is ON and no nvcc is found: install a CUDA toolkit (12.8 or later), or set NIBBLE_CUDA=OFF")
   endif()
 endif()
 message(STATUS "CUDA back end: ${NIBBLE_WITH_CUDA}")
