@@ -17,8 +17,8 @@ constexpr std::uint8_t kPoison = 0xff;  // a NaN in each of f32, f16 and bf16
 // Elements between rows, and after the last, that must stay as they are; odd, so that rows are not aligned.
 constexpr std::int64_t kGap = 5;
 constexpr std::size_t kGuardBytes = 256;
-// Keeps the inputs apart from weights that were drawn from the same seed: a row that equals a row of weights gives a sum
-// of K squares, which no tolerance for sums of random products is made for.
+// Keeps the inputs apart from weights that were drawn from the same seed: a row that equals a row of weights gives a
+// sum of K squares, which no tolerance for sums of random products is made for.
 constexpr std::uint64_t kInputsSeed = 0x9e3779b97f4a7c15u;
 
 // A matrix with gaps between its rows, on the host (as its type, byte for byte) and on the device.
