@@ -61,6 +61,9 @@ void check_cuda(cudaError_t status, std::string_view what) {
 CudaStream::CudaStream(int device) : device_(device) {
   check_cuda(cudaSetDevice(device_), "choosing the GPU");
   check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "creating a stream");
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_), "asking for the GPU's age");
+  overlaps_ = major >= 9;
 }
 
 CudaStream::~CudaStream() { cudaStreamDestroy(stream_); }

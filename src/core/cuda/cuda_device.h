@@ -26,6 +26,8 @@ class CudaStream final : public Stream {
 
   cudaStream_t handle() const { return stream_; }
   bool capturing() const { return capturing_; }
+  /// Whether kernels may start while the ones before them run (programmatic dependent launch, compute capability 9.0).
+  bool overlaps() const { return overlaps_; }
 
   void copy_to_device(void* to, const void* from, std::size_t bytes) override;
   void copy_to_host(void* to, const void* from, std::size_t bytes) override;
@@ -38,6 +40,7 @@ class CudaStream final : public Stream {
   int device_;
   cudaStream_t stream_ = nullptr;
   bool capturing_ = false;
+  bool overlaps_ = false;
 };
 
 class CudaDevice final : public Device {

@@ -30,7 +30,7 @@ void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes,
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = overlap == Overlap::yes ? 1 : 0;
+  config.numAttrs = overlap == Overlap::yes && stream.overlaps() ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Args>(args))...),
              "launching a kernel");
 }

@@ -439,8 +439,10 @@ class RowAttention {
     }
   }
 
-  // Each block merges a share of the elements, over the parts in their order.
+  // Each block merges a share of the elements, over the parts in their order. There are clusters from compute
+  // capability 9.0 on; before, parts_for() leaves each row to one block.
   __device__ void finish_cluster() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     cg::cluster_group cluster = cg::this_cluster();
     cluster.sync();
     float* const values = m_.values() + kWarps * Heads * width_;
@@ -474,6 +476,7 @@ class RowAttention {
       write(h, i % width_, all / total);
     }
     cluster.sync();  // a block's memory stays while others read it
+#endif
   }
 
   const RowsParameters& p_;
@@ -528,7 +531,7 @@ void launch_rows(RowsParameters p, std::int64_t rows, CudaStream& stream) {
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(p.parts), 1, 1};
   config.attrs = attributes;
-  config.numAttrs = p.parts > 1 ? 2 : 1;
+  config.numAttrs = p.parts > 1 ? 2 : stream.overlaps() ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, p), "launching the attention of rows");
 }
 
@@ -558,10 +561,11 @@ void launch_code(const RowsParameters& p, std::int64_t rows, CudaStream& stream)
 }
 
 // Blocks that share a row's keys: enough to fill the GPU, in powers of two.
-int parts_for(std::int64_t rows, const KvCache& cache, int multiprocessors) {
+int parts_for(std::int64_t rows, const KvCache& cache, const CudaDevice& device) {
+  if (device.capability() < 90) return 1;
   const std::int64_t pairs = rows * cache.kv_heads;
   int parts = 1;
-  while (parts < kMostParts && pairs * parts < kBlocksPerProcessor * multiprocessors &&
+  while (parts < kMostParts && pairs * parts < kBlocksPerProcessor * device.multiprocessors() &&
          cache.capacity >= 2 * parts * kLeastPart) {
     parts *= 2;
   }
@@ -596,7 +600,7 @@ void attend_rows(const AttentionArgs& args, const CudaDevice& device, CudaStream
     p.v_type = args.store->v.dtype;
     p.rotation = {args.store->table, static_cast<std::int32_t>(args.store->dims), args.store->interleaved};
   }
-  p.parts = parts_for(args.map.rows, p.cache, device.multiprocessors());
+  p.parts = parts_for(args.map.rows, p.cache, device);
   with_code(args.cache.dtype, [&](auto code) { launch_code<decltype(code)>(p, args.map.rows, stream); });
 }
 
