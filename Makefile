@@ -16,7 +16,8 @@ MODEL := $(CACHE)/SmolLM2-135M-Instruct
 QUANTISED := $(MODEL)-GPTQ-4bit-64g
 TEXT := $(CACHE)/text
 
-.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan cuda-all install clean \
+.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan cuda-all \
+        install clean \
         model text quantise
 
 help:  ## list the targets
