@@ -46,6 +46,7 @@ if(NIBBLE_WITH_CUDA)
   target_link_libraries(test_cuda PRIVATE
     nibble_flags nibble_bench nibble_models nibble_kernels nibble_ops GTest::gtest GTest::gtest_main)
   add_dependencies(test_cuda nibble_cuda)
-  target_compile_definitions(test_cuda PRIVATE NIBBLE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data")
+  target_compile_definitions(test_cuda PRIVATE
+    NIBBLE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data" NIBBLE_CUDA_LIBRARY_FILE="$<TARGET_FILE:nibble_cuda>")
   gtest_discover_tests(test_cuda DISCOVERY_MODE PRE_TEST PROPERTIES LABELS gpu)
 endif()

@@ -1,9 +1,18 @@
 #include "cuda/gpu.h"
 
+#include <dlfcn.h>
+
 #include <numeric>
 
 namespace nibble {
 namespace {
+
+// Also where there is no GPU: a symbol that is nowhere would show only on a machine that has one.
+TEST(CudaLibrary, LoadsWithAllItsSymbols) {
+  void* library = dlopen(NIBBLE_CUDA_LIBRARY_FILE, RTLD_NOW | RTLD_LOCAL);
+  ASSERT_NE(library, nullptr) << dlerror();
+  EXPECT_NE(dlsym(library, "nibble_cuda_entry"), nullptr);
+}
 
 TEST(CudaDevice, SaysWhatItIs) {
   NIBBLE_NEEDS_GPU();
