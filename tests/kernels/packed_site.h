@@ -163,6 +163,7 @@ class PackedSiteForTest {
     std::vector<double> sums(static_cast<std::size_t>(rows * gptq.out_features));
     std::vector<float> w(static_cast<std::size_t>(gptq.in_features));
     std::vector<std::vector<double>> inputs;
+    inputs.reserve(static_cast<std::size_t>(rows));
     for (std::int64_t r = 0; r < rows; ++r)
       inputs.push_back(normalised(x.data() + r * gptq.in_features, gptq.in_features));
     for (std::int64_t n = 0; n < gptq.out_features; ++n) {
