@@ -102,6 +102,7 @@ std::vector<KernelTiming> time_kernel(const LinearKernel& kernel, const RandomSi
     graph = capture(calls);
     time(*graph);
     std::vector<double> seconds;
+    seconds.reserve(kRounds);
     for (int i = 0; i < kRounds; ++i) seconds.push_back(time(*graph) / static_cast<double>(calls));
     const Statistics statistics = statistics_of(seconds);
     timing.seconds = statistics.median;

@@ -98,6 +98,7 @@ int run(const Options& o) {
                    {"verified", "error of bound"},
                    {"status", "status"}};
   std::vector<std::pair<std::int64_t, std::int64_t>> shapes;
+  shapes.reserve(o.shapes.size());
   for (const std::string& shape : o.shapes) shapes.push_back(parse_shape(shape));
   const std::vector<const LinearKernel*> kernels = chosen_kernels(o, info.kind);
   Progress progress("timing kernels", static_cast<std::int64_t>(shapes.size() * kernels.size()));

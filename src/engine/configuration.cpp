@@ -57,7 +57,7 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
   const auto allowed = [](DType type, std::initializer_list<DType> types) {
     return std::find(types.begin(), types.end(), type) != types.end();
   };
-  if (!allowed(out.compute, {DType::f32, DType::bf16}) && !(gpu && out.compute == DType::f16)) {
+  if (!allowed(out.compute, {DType::f32, DType::bf16}) && (!gpu || out.compute != DType::f16)) {
     fail_usage("compute type {} is not supported on {}; use f32{} or bf16", name_of(out.compute),
                gpu ? "GPUs" : "the CPU", gpu ? ", f16" : "");
   }

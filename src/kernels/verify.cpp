@@ -136,6 +136,7 @@ Inputs normed_inputs(const LinearSite& site, const TestMatrix& x, const std::vec
   const std::int64_t k = x.columns();
   for (const std::int64_t m : rows) {
     std::vector<double> row;
+    row.reserve(static_cast<std::size_t>(k));
     for (std::int64_t i = 0; i < k; ++i) row.push_back(static_cast<double>(x.get(m, i)));
     if (site.prologue.kind == PrologueKind::rms_norm) {
       double squares = 0;
@@ -239,6 +240,7 @@ class Run {
   std::vector<std::int64_t> outputs() const {
     if (site_.epilogue.kind == EpilogueKind::gated) return {site_.parts.front().out_features};
     std::vector<std::int64_t> out;
+    out.reserve(site_.parts.size());
     for (const LinearDesc& part : site_.parts) out.push_back(part.out_features);
     return out;
   }
@@ -309,6 +311,7 @@ class Run {
 
   std::vector<std::vector<std::byte>> values() const {
     std::vector<std::vector<std::byte>> out;
+    out.reserve(y_.size());
     for (const TestMatrix& y : y_) out.push_back(y.bytes());
     return out;
   }

@@ -531,6 +531,7 @@ TEST(CudaAttention, PrefillsAllHeadSizesAndGroups) {
 TEST(CudaAttention, PrefillsMoreSequencesThanAWarpLooksAtAtOnce) {
   NIBBLE_NEEDS_GPU();
   std::vector<Sequence> sequences;
+  sequences.reserve(75);
   for (std::int32_t i = 0; i < 75; ++i) sequences.push_back({i, i % 7 * 3, i == 40 ? 300 : 1 + i % 5});
   for (const DType cache : {DType::f16, DType::f8_e4m3}) {
     Shape shape;

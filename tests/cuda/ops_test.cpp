@@ -532,6 +532,7 @@ TEST(CudaOps, ReplayOfACaptureIsTheEagerCall) {
   };
   const auto set = [&](std::int32_t step) {
     std::vector<std::int32_t> values;
+    values.reserve(static_cast<std::size_t>(kRows));
     for (std::int32_t r = 0; r < kRows; ++r) values.push_back((step + r) % kRows);
     stream->copy_to_device(tokens.data(), values.data(), values.size() * sizeof(std::int32_t));
     for (std::int32_t& value : values) value = (value + 5 * step) % 30;

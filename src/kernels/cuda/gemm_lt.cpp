@@ -153,8 +153,8 @@ void gemm(const GemmArgs& a, CudaStream& stream) {
   }
   // The plan is shared by all calls of its shape on this thread of enqueueing; the library reads it during the call.
   if (a.same_bias != nullptr) {
-    check_lt(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a.same_bias,
-                                            sizeof a.same_bias),
+    check_lt(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                                            static_cast<const void*>(&a.same_bias), sizeof a.same_bias),
              "giving a bias");
   }
   const float one = 1;
