@@ -37,6 +37,8 @@ struct Process {
 
 extern "C" {
 
+// The library's own names.
+// NOLINTBEGIN(readability-identifier-naming)
 int nvmlInit_v2() { return std::getenv("FAKE_NVML_BROKEN") != nullptr ? kNotSupported : kSuccess; }
 int nvmlShutdown() { return kSuccess; }
 const char* nvmlErrorString(int result) { return result == kNotFound ? "Not Found" : "Some Error"; }
@@ -130,5 +132,6 @@ int nvmlDeviceGetCurrentClocksEventReasons(void*, unsigned long long* reasons) {
   *reasons = figure("FAKE_NVML_REASONS", 0);
   return kSuccess;
 }
+// NOLINTEND(readability-identifier-naming)
 
 }  // extern "C"
