@@ -82,11 +82,9 @@ void CudaStream::synchronize() { check_cuda(cudaStreamSynchronize(stream_), "wai
 
 void CudaStream::begin_capture() {
   check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning to capture a graph");
-  capturing_ = true;
 }
 
 std::unique_ptr<Graph> CudaStream::end_capture() {
-  capturing_ = false;
   cudaGraph_t graph = nullptr;
   check_cuda(cudaStreamEndCapture(stream_, &graph), "capturing a graph");
   cudaGraphExec_t exec = nullptr;
@@ -121,7 +119,6 @@ CudaDevice::CudaDevice(int index) : index_(index) {
   std::size_t total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "asking for the GPU's memory");
   multiprocessors_ = properties.multiProcessorCount;
-  shared_memory_ = properties.sharedMemPerBlockOptin;
   info_.kind = DeviceKind::cuda;
   info_.index = index;
   info_.name = properties.name;

@@ -25,7 +25,6 @@ class CudaStream final : public Stream {
   CudaStream& operator=(const CudaStream&) = delete;
 
   cudaStream_t handle() const { return stream_; }
-  bool capturing() const { return capturing_; }
   /// Whether kernels may start while the ones before them run (programmatic dependent launch, compute capability 9.0).
   bool overlaps() const { return overlaps_; }
 
@@ -39,7 +38,6 @@ class CudaStream final : public Stream {
  private:
   int device_;
   cudaStream_t stream_ = nullptr;
-  bool capturing_ = false;
   bool overlaps_ = false;
 };
 
@@ -57,7 +55,6 @@ class CudaDevice final : public Device {
   int multiprocessors() const { return multiprocessors_; }
   /// 90 for compute capability 9.0.
   int capability() const { return capability_; }
-  std::size_t shared_memory_per_block() const { return shared_memory_; }
 
   /// Copies from memory that may be a mapped file: read by several threads into pinned slots, sent as they fill. The
   /// copy is ordered before what is enqueued on `stream` after the call; `from` has been read when it returns.
@@ -72,7 +69,6 @@ class CudaDevice final : public Device {
   DeviceInfo info_;
   int multiprocessors_ = 0;
   int capability_ = 0;
-  std::size_t shared_memory_ = 0;
   std::unique_ptr<Uploader> uploader_;
   std::unique_ptr<Buffer> staging_;
 };

@@ -15,7 +15,7 @@ using gpu::kMostSmallRows;
 using gpu::PackedLayout;
 using gpu::PackedSite;
 
-// Lanes of one warp look after the slices of the inputs.
+// Whoever finishes a strip walks all slices of the inputs; the largest published layers have a dozen.
 constexpr int kMostSlices = 32;
 
 Fit fit_packed(const LinearSite& site) {
@@ -36,7 +36,7 @@ Fit fit_packed(const LinearSite& site) {
 
 bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows, int multiprocessors) {
   if (rows > kMostSmallRows || site.compute == DType::f32) return false;
-  // Items times thread blocks are counted in 32 bits.
+  // The kernel counts items, and eight times as many, in 32 bits.
   if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
   return gpu::plan_small_rows(layout, rows, multiprocessors).slices <= kMostSlices;
 }
