@@ -50,3 +50,10 @@ if(NIBBLE_WITH_CUDA)
     NIBBLE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data" NIBBLE_CUDA_LIBRARY_FILE="$<TARGET_FILE:nibble_cuda>")
   gtest_discover_tests(test_cuda DISCOVERY_MODE PRE_TEST PROPERTIES LABELS gpu)
 endif()
+
+# The scripts' own tests: tests/tools/NAME_test.sh beside tools/NAME.sh.
+foreach(script lint)
+  add_test(NAME tools.${script}
+    COMMAND ${CMAKE_SOURCE_DIR}/tests/tools/${script}_test.sh ${CMAKE_SOURCE_DIR}/tools/${script}.sh)
+  set_tests_properties(tools.${script} PROPERTIES LABELS tools)
+endforeach()

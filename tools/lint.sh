@@ -33,7 +33,7 @@ changed_units() {
   git diff --name-only --diff-filter=d "$base" -- '*.cpp' '*.h' | while read -r file; do
     case $file in
       *.cpp) echo "$file" ;;
-      *.h) [ -f "${file%.h}.cpp" ] && echo "${file%.h}.cpp" ;;
+      *.h) if [ -f "${file%.h}.cpp" ]; then echo "${file%.h}.cpp"; fi ;;
     esac
   done | sort -u
 }
