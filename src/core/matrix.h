@@ -29,6 +29,7 @@ struct RowMap {
   const std::int32_t* positions = nullptr;  // [rows] position in its sequence; also its index in the KV cache
   const std::int32_t* slots = nullptr;      // [rows] which sequence of the KV cache it belongs to
   const std::int32_t* row_begin = nullptr;  // [sequences + 1]
+  const std::int32_t* types = nullptr;      // [rows] token type ids (segments) of encoders; null: all 0
 };
 
 /// One layer's K and V for all sequences. How the elements lie inside is the back end's affair.

@@ -23,6 +23,8 @@ struct UsesOf {
   Uses operator()(const RotaryNode& n) const { return {{n.x}, {n.x}}; }
   Uses operator()(const KvStoreNode& n) const { return {{n.k, n.v}, {}}; }
   Uses operator()(const AttentionNode& n) const { return {{n.q}, {n.y}}; }
+  Uses operator()(const SelfAttentionNode& n) const { return {{n.q, n.k, n.v}, {n.y}}; }
+  Uses operator()(const ActivationNode& n) const { return {{n.x}, {n.y}}; }
   Uses operator()(const GatedNode& n) const { return {{n.gate, n.up}, {n.y}}; }
   Uses operator()(const AddNode& n) const { return {{n.a, n.b}, {n.y}}; }
   Uses operator()(const GatherNode& n) const { return {{n.x}, {n.y}}; }

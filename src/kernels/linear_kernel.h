@@ -40,11 +40,13 @@ struct Prologue {
   float eps = 0;
 };
 
-enum class ActivationKind { silu, gelu, gelu_tanh, relu };
+/// gelu is the exact one (erf); quick_gelu is x * sigmoid(1.702 x), as CLIP has it.
+enum class ActivationKind { silu, gelu, gelu_tanh, relu, quick_gelu, tanh };
 enum class EpilogueKind {
-  store,     // y = x W^T + bias, each part to its own output
-  residual,  // y = residual + x W^T + bias (one part); y and residual may be the same memory
-  gated,     // two parts, gate and up: y = act(gate) * up, one output
+  store,       // y = x W^T + bias, each part to its own output
+  residual,    // y = residual + x W^T + bias (one part); y and residual may be the same memory
+  gated,       // two parts, gate and up: y = act(gate) * up, one output
+  activation,  // y = act(x W^T + bias) (one part)
 };
 struct Epilogue {
   EpilogueKind kind = EpilogueKind::store;
@@ -126,7 +128,7 @@ struct LinearArgs {
   std::int64_t rows = 0;
   MatrixRef x;                         // [rows, in_features] of the site's x_dtype
   const float* norm_weight = nullptr;  // [in_features], with Prologue rms_norm
-  std::span<const MatrixRef> y;        // of y_dtype; store: one a part, [rows, out_features]; residual and gated: one
+  std::span<const MatrixRef> y;        // of y_dtype; store: one a part, [rows, out_features]; the others: one
   MatrixRef residual;                  // with Epilogue residual, of y_dtype
   std::byte* workspace = nullptr;      // workspace(site, rows) bytes, 64-byte aligned, of undefined content
 };

@@ -108,6 +108,10 @@ double activated(ActivationKind kind, double v) {
       return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
     case ActivationKind::relu:
       return std::max(v, 0.0);
+    case ActivationKind::quick_gelu:
+      return v / (1 + std::exp(-1.702 * v));
+    case ActivationKind::tanh:
+      return std::tanh(v);
   }
   return 0;
 }

@@ -29,8 +29,9 @@ std::vector<Node> Program::block(int layer) const {
 }
 
 std::string_view kind_of(const Node& node) {
-  static constexpr std::array<std::string_view, 10> kNames = {"embed",     "norm",  "linear", "rotary", "kv_store",
-                                                              "attention", "gated", "add",    "gather", "sample"};
+  static constexpr std::array<std::string_view, 12> kNames = {"embed",    "norm",      "linear",         "rotary",
+                                                              "kv_store", "attention", "self_attention", "activation",
+                                                              "gated",    "add",       "gather",         "sample"};
   return kNames[node.op.index()];
 }
 

@@ -29,10 +29,14 @@ inline DType buffer_dtype(const BufferDesc& buffer, DType activations) {
   return buffer.wide ? DType::f32 : activations;
 }
 
+/// The sum of a row of each table: by token, by position, by token type.
 struct EmbedNode {
-  std::string table;  // tensor name, [vocab, hidden]
+  std::string table;  // tensor name, [vocab, columns of y]
   float scale = 1;
   BufferId y = -1;
+  std::string positions = {};        // tensor name, [max_positions + position_offset, columns of y]; empty: none
+  std::int64_t position_offset = 0;  // the row of position 0
+  std::string types = {};            // tensor name, [types, columns of y]; empty: none
 };
 struct NormNode {
   NormKind kind = NormKind::rms;
@@ -48,6 +52,7 @@ struct LinearNode {
   bool in_block = true;     // inside of the repeated block: what GPTQ quantises and --kernel chooses for
   BufferId x = -1;
   std::vector<BufferId> y;  // one a part
+  std::string bias = {};    // not empty: the bias of the only part is this tensor instead of parts[0].name + ".bias"
 };
 struct RotaryNode {
   std::int64_t heads = 0, head_dim = 0, dims = 0;
@@ -63,6 +68,18 @@ struct AttentionNode {
   std::int64_t window = 0;
   float softcap = 0;
   BufferId q = -1, y = -1;
+};
+/// Attention of a sequence's rows to one another, without a cache (encoders).
+struct SelfAttentionNode {
+  std::int64_t heads = 0;
+  float scale = 1;
+  bool causal = false;
+  std::string bias = {};  // tensor name, [buckets, heads], as T5 and MPNet have it; empty: none
+  BufferId q = -1, k = -1, v = -1, y = -1;
+};
+struct ActivationNode {
+  ActivationKind activation = ActivationKind::gelu;
+  BufferId x = -1, y = -1;
 };
 struct GatedNode {
   ActivationKind activation = ActivationKind::silu;
@@ -82,8 +99,8 @@ struct SampleNode {
 
 struct Node {
   int layer = -1;  // the repeated block it belongs to, -1 before, `layers` after
-  std::variant<EmbedNode, NormNode, LinearNode, RotaryNode, KvStoreNode, AttentionNode, GatedNode, AddNode, GatherNode,
-               SampleNode>
+  std::variant<EmbedNode, NormNode, LinearNode, RotaryNode, KvStoreNode, AttentionNode, SelfAttentionNode,
+               ActivationNode, GatedNode, AddNode, GatherNode, SampleNode>
       op;
 };
 

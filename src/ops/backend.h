@@ -13,11 +13,16 @@
 
 namespace nibble {
 
+/// y = scale * table[token] + positions[position + position_offset] + types[type], the latter two where there are such
+/// tables. Tables are f32, f16 or bf16, each of its own type, in device memory.
 struct EmbedArgs {
   RowMap map;
-  MatrixRef table;  // [vocab, hidden] f32, f16 or bf16, in device memory
-  float scale = 1;  // multiplies the embedding
-  MatrixRef y;      // [rows, hidden]
+  MatrixRef table;  // [vocab, hidden]
+  float scale = 1;
+  MatrixRef y;               // [rows, hidden]
+  MatrixRef positions = {};  // [positions, hidden]; no data: none
+  std::int64_t position_offset = 0;
+  MatrixRef types = {};  // [types, hidden]; no data: none
 };
 
 enum class NormKind { rms, layer };
@@ -70,6 +75,39 @@ struct AttentionArgs {
   std::optional<AttentionStore> store = {};  // only where BackendTraits::fuses_store; q, k and v may be changed then
 };
 
+/// Attention of the rows of each sequence to one another, without a cache: y = softmax(scale * q k^T + bias) v, as
+/// encoders have it. A row sees its whole sequence, or with `causal` the rows up to itself.
+struct SelfAttentionArgs {
+  RowMap map;         // row_begin says which rows make a sequence
+  MatrixRef q, k, v;  // [rows, heads * head_dim]
+  std::int64_t heads = 0;
+  float scale = 1;
+  bool causal = false;
+  /// f32, or bf16 or f16: q, k, v and the weights may be rounded to that type; sums are f32.
+  DType compute = DType::f32;
+  /// [sequences] the rows at the head of each sequence that count as keys: what follows them is padding. Null: all.
+  const std::int32_t* valid = nullptr;
+  /// Added to the scores of head h for the key at j and the query at i: bias[h * (2 * bias_reach + 1) + d +
+  /// bias_reach], d = j - i, cut to [-bias_reach, bias_reach]. Null: none.
+  const float* bias = nullptr;
+  std::int64_t bias_reach = 0;
+  /// Scores are kept as whole matrices between products of a library, as op-by-op programs do.
+  bool materialise = false;
+  MatrixRef y;  // [rows, heads * head_dim]; not q, k or v
+  std::byte* workspace = nullptr;
+};
+
+/// What self_attention()'s scratch depends on.
+struct SelfAttentionShape {
+  std::int64_t rows = 0;       // of a pass, at most
+  std::int64_t sequences = 0;  // of a pass, at most
+  std::int64_t longest = 0;    // rows of a sequence, at most
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  DType compute = DType::f32;
+  bool materialise = false;
+};
+
 struct SampleParams {
   float temperature = 0;   // 0: greedy (the first largest logit), and the rest is ignored but for the penalty
   std::int32_t top_k = 0;  // 0: all
@@ -110,6 +148,8 @@ struct BackendTraits {
   bool compute_activations = false;
   bool joins_parts = false;  // outputs of a site's parts (q, k, v) are to lie side by side, as columns of one matrix
   bool fuses_store = false;  // attention() takes AttentionStore
+  bool self_attention =
+      false;  // has self_attention(), activation() and the tables of positions and types: encoders run
 };
 
 class Backend {
@@ -129,6 +169,12 @@ class Backend {
   virtual std::size_t attention_workspace(std::int64_t rows, std::int64_t heads, const KvView& cache) const = 0;
   virtual void attention(const AttentionArgs& args, Stream& stream) = 0;
 
+  /// Scratch bytes of self_attention(); only where BackendTraits::self_attention.
+  virtual std::size_t self_attention_workspace(const SelfAttentionShape& shape) const;
+  virtual void self_attention(const SelfAttentionArgs& args, Stream& stream);
+
+  /// y = act(x); y may be x.
+  virtual void activation(ActivationKind kind, const MatrixRef& x, const MatrixRef& y, Stream& stream);
   /// y = act(gate) * up; y may be gate or up. All [rows, columns].
   virtual void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRef& up, const MatrixRef& y,
                                 Stream& stream) = 0;

@@ -320,12 +320,16 @@ double activation(ActivationKind kind, double x) {
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
     case ActivationKind::relu:
       return std::max(x, 0.0);
+    case ActivationKind::quick_gelu:
+      return x / (1 + std::exp(-1.702 * x));
+    case ActivationKind::tanh:
+      return std::tanh(x);
   }
   return 0;
 }
 
-constexpr ActivationKind kActivations[] = {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh,
-                                           ActivationKind::relu};
+constexpr ActivationKind kActivations[] = {ActivationKind::silu, ActivationKind::gelu,       ActivationKind::gelu_tanh,
+                                           ActivationKind::relu, ActivationKind::quick_gelu, ActivationKind::tanh};
 
 // target: 0 writes to a matrix of its own, 1 over the first operand, 2 over the second.
 void expect_gated(Stream& stream, std::mt19937& random, ActivationKind kind, const std::array<DType, 3>& types,

@@ -293,6 +293,9 @@ double activated(ActivationKind kind, double v) {
       return 0.5 * v * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (v + 0.044715 * v * v * v)));
     case ActivationKind::relu:
       return std::max(v, 0.0);
+    case ActivationKind::quick_gelu:
+    case ActivationKind::tanh:
+      break;  // left to an op
   }
   return 0;
 }

@@ -172,12 +172,16 @@ double activation(ActivationKind kind, double x) {
       return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
     case ActivationKind::relu:
       return std::max(x, 0.0);
+    case ActivationKind::quick_gelu:
+      return x / (1 + std::exp(-1.702 * x));
+    case ActivationKind::tanh:
+      return std::tanh(x);
   }
   return 0;
 }
 
-constexpr ActivationKind kActivations[] = {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh,
-                                           ActivationKind::relu};
+constexpr ActivationKind kActivations[] = {ActivationKind::silu, ActivationKind::gelu,       ActivationKind::gelu_tanh,
+                                           ActivationKind::relu, ActivationKind::quick_gelu, ActivationKind::tanh};
 
 TEST(GatedActivation, MatchesDefinitionsAndMayWriteOverItsInputs) {
   std::mt19937 random(4);

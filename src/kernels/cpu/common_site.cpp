@@ -173,6 +173,12 @@ class Call {
         // erfc keeps its digits where 1 + erf would lose them; 0.70710678 is sqrt(1/2).
         for (std::int64_t n = 0; n < count; ++n) gate[n] *= 0.5f * std::erfc(-gate[n] * 0.70710678f) * up[n];
         break;
+      case ActivationKind::quick_gelu:
+        for (std::int64_t n = 0; n < count; ++n) gate[n] *= up[n] / (1.0f + std::exp(-1.702f * gate[n]));
+        break;
+      case ActivationKind::tanh:
+        for (std::int64_t n = 0; n < count; ++n) gate[n] = std::tanh(gate[n]) * up[n];
+        break;
     }
   }
 

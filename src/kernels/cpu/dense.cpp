@@ -77,7 +77,7 @@ class DenseKernel final : public LinearKernel {
             "{} is quantised and dense keeps full-precision weights: use packed, dequant or reference", part.name));
       }
     }
-    return Fit::yes(true, true);
+    return Fit::yes(true, site.epilogue.kind != EpilogueKind::activation);
   }
 
   std::size_t packed_bytes(const LinearSite& site) const override {

@@ -8,6 +8,7 @@
 #include "ops/cpu/kv_layout.h"
 #include "ops/cpu/op_table.h"
 #include "ops/cpu/sampling.h"
+#include "ops/cpu/self_attention.h"
 
 #include <algorithm>
 #include <cstring>
@@ -68,19 +69,36 @@ class CpuBackend final : public Backend {
 
   Device& device() override { return cpu_device(); }
 
+  BackendTraits traits() const override { return {.self_attention = true}; }
+
   void embed(const EmbedArgs& args, Stream& stream) override {
-    const MatrixRef& table = args.table;
-    if (table.dtype != DType::f32 && table.dtype != DType::f16 && table.dtype != DType::bf16) {
-      fail("embed: a table of {} is not supported on the CPU; use f32, f16 or bf16", name_of(table.dtype));
-    }
-    check_shape(args.y, args.map.rows, table.columns, "embed", "y");
+    check_shape(args.y, args.map.rows, args.table.columns, "embed", "y");
+    check_table(args.table, args.y);
+    if (args.positions.data != nullptr) check_table(args.positions, args.y);
+    if (args.types.data != nullptr) check_table(args.types, args.y);
     cpu_stream(stream).parallel([args, ops = ops_](int thread, int threads) {
-      const std::size_t bytes = args.table.dtype == DType::f32 ? 4 : 2;
       for_part(args.map.rows, args.y.columns, thread, threads,
                [&](std::int64_t row, std::int64_t column, std::int64_t n) {
-                 const std::int64_t from = args.map.tokens[row] * args.table.stride + column;
-                 ops->embed(static_cast<const std::byte*>(args.table.data) + static_cast<std::size_t>(from) * bytes,
-                            args.table.dtype, args.scale, n, args.y.f32_row(row) + column);
+                 alignas(64) float part[kGrain];
+                 float* y = args.y.f32_row(row) + column;
+                 const auto read = [&](const MatrixRef& table, std::int64_t index, float scale, std::int64_t first,
+                                       std::int64_t count, float* to) {
+                   const std::int64_t from = index * table.stride + column + first;
+                   const std::size_t bytes = table.dtype == DType::f32 ? 4 : 2;
+                   ops->embed(static_cast<const std::byte*>(table.data) + static_cast<std::size_t>(from) * bytes,
+                              table.dtype, scale, count, to);
+                 };
+                 const auto add = [&](const MatrixRef& table, std::int64_t index) {
+                   for (std::int64_t first = 0; first < n; first += kGrain) {
+                     const std::int64_t count = std::min(kGrain, n - first);
+                     read(table, index, 1, first, count, part);
+                     ops->add(y + first, part, count, y + first);
+                   }
+                 };
+                 read(args.table, args.map.tokens[row], args.scale, 0, n, y);
+                 if (args.types.data != nullptr) add(args.types, args.map.types != nullptr ? args.map.types[row] : 0);
+                 if (args.positions.data != nullptr)
+                   add(args.positions, args.map.positions[row] + args.position_offset);
                });
     });
   }
@@ -157,6 +175,32 @@ class CpuBackend final : public Backend {
     });
   }
 
+  std::size_t self_attention_workspace(const SelfAttentionShape& shape) const override {
+    return cpu::self_attention_workspace(shape, parts_);
+  }
+
+  void self_attention(const SelfAttentionArgs& args, Stream& stream) override {
+    const std::int64_t columns = args.q.columns;
+    if (args.heads <= 0 || columns % args.heads != 0) {
+      fail("self_attention: rows of {} elements do not divide among {} heads", columns, args.heads);
+    }
+    check_shape(args.q, args.map.rows, columns, "self_attention", "q");
+    check_shape(args.k, args.map.rows, columns, "self_attention", "k");
+    check_shape(args.v, args.map.rows, columns, "self_attention", "v");
+    check_shape(args.y, args.map.rows, columns, "self_attention", "y");
+    cpu::self_attention(args, *ops_, parts_, cpu_stream(stream));
+  }
+
+  void activation(ActivationKind kind, const MatrixRef& x, const MatrixRef& y, Stream& stream) override {
+    check_f32(x, "activation", "x");
+    check_shape(y, x.rows, x.columns, "activation", "y");
+    cpu_stream(stream).parallel([=, ops = ops_](int thread, int threads) {
+      for_part(x.rows, x.columns, thread, threads, [&](std::int64_t row, std::int64_t column, std::int64_t n) {
+        ops->activate(kind, x.f32_row(row) + column, n, y.f32_row(row) + column);
+      });
+    });
+  }
+
   void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRef& up, const MatrixRef& y,
                         Stream& stream) override {
     check_f32(gate, "gated_activation", "gate");
@@ -215,6 +259,13 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  static void check_table(const MatrixRef& table, const MatrixRef& y) {
+    if (table.dtype != DType::f32 && table.dtype != DType::f16 && table.dtype != DType::bf16) {
+      fail("embed: a table of {} is not supported on the CPU; use f32, f16 or bf16", name_of(table.dtype));
+    }
+    if (table.columns != y.columns) fail("embed: a table has {} columns, expected {}", table.columns, y.columns);
+  }
+
   static void check_heads(std::int64_t heads, const KvView& cache) {
     check_cache(cache, "attention");
     if (heads <= 0 || heads % cache.kv_heads != 0) {

@@ -60,6 +60,8 @@ struct OpTable {
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, std::int64_t n, float* y);
   /// Rotates one head by `pairs` cosines and as many sines.
   void (*rotate)(float* head, const float* cosines, const float* sines, std::int64_t pairs, bool interleaved);
+  /// y = act(x); y may be x.
+  void (*activate)(ActivationKind kind, const float* x, std::int64_t n, float* y);
   /// y = act(gate) * up; y may be gate or up.
   void (*gated)(ActivationKind kind, const float* gate, const float* up, std::int64_t n, float* y);
   /// y = a + b; y may be a or b.

@@ -16,6 +16,7 @@ const OpTable& avx2_op_table() {
       .rms_norm = rms_norm,
       .layer_norm = layer_norm,
       .rotate = rotate,
+      .activate = activate,
       .gated = gated,
       .add = add,
       .store_k = store_k,

@@ -62,7 +62,7 @@ void rotate(float* head, const float* cosines, const float* sines, std::int64_t 
   }
 }
 
-float activate(ActivationKind kind, float x) {
+float activated(ActivationKind kind, float x) {
   switch (kind) {
     case ActivationKind::silu:
       return x / (1 + std::exp(-x));
@@ -75,12 +75,20 @@ float activate(ActivationKind kind, float x) {
     }
     case ActivationKind::relu:
       return x > 0 ? x : 0;
+    case ActivationKind::quick_gelu:
+      return x / (1 + std::exp(-1.702f * x));
+    case ActivationKind::tanh:
+      return std::tanh(x);
   }
   return x;
 }
 
+void activate(ActivationKind kind, const float* x, std::int64_t n, float* y) {
+  for (std::int64_t i = 0; i < n; ++i) y[i] = activated(kind, x[i]);
+}
+
 void gated(ActivationKind kind, const float* gate, const float* up, std::int64_t n, float* y) {
-  for (std::int64_t i = 0; i < n; ++i) y[i] = activate(kind, gate[i]) * up[i];
+  for (std::int64_t i = 0; i < n; ++i) y[i] = activated(kind, gate[i]) * up[i];
 }
 
 void add(const float* a, const float* b, std::int64_t n, float* y) {
@@ -159,6 +167,7 @@ const OpTable& scalar_op_table() {
       .rms_norm = rms_norm,
       .layer_norm = layer_norm,
       .rotate = rotate,
+      .activate = activate,
       .gated = gated,
       .add = add,
       .store_k = store_k,

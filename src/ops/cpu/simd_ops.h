@@ -131,11 +131,36 @@ inline Reg gelu_tanh(Reg x) {
   return times_sigmoid2(x, Vec::mul(cubic, Vec::set1(2 * 0.7978845608f * kLog2E)));
 }
 
+inline Reg quick_gelu(Reg x) { return times_sigmoid2(x, Vec::mul(x, Vec::set1(1.702f * kLog2E))); }
+
 template <typename Activation>
 inline void gated_by(const Activation& activation, const float* gate, const float* up, std::int64_t n, float* y) {
   for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
     store_some(y + i, lanes, Vec::mul(activation(load_some(gate + i, lanes)), load_some(up + i, lanes)));
   });
+}
+
+template <typename Activation>
+inline void activate_by(const Activation& activation, const float* x, std::int64_t n, float* y) {
+  for_registers(
+      n, [&](std::int64_t i, std::int64_t lanes) { store_some(y + i, lanes, activation(load_some(x + i, lanes))); });
+}
+
+void activate(ActivationKind kind, const float* x, std::int64_t n, float* y) {
+  switch (kind) {
+    case ActivationKind::silu:
+      return activate_by([](Reg v) { return silu(v); }, x, n, y);
+    case ActivationKind::gelu:
+      return activate_by([](Reg v) { return gelu(v); }, x, n, y);
+    case ActivationKind::gelu_tanh:
+      return activate_by([](Reg v) { return gelu_tanh(v); }, x, n, y);
+    case ActivationKind::relu:
+      return activate_by([](Reg v) { return Vec::max(Vec::zero(), v); }, x, n, y);
+    case ActivationKind::quick_gelu:
+      return activate_by([](Reg v) { return quick_gelu(v); }, x, n, y);
+    case ActivationKind::tanh:
+      return activate_by([](Reg v) { return tanh(v); }, x, n, y);
+  }
 }
 
 void gated(ActivationKind kind, const float* gate, const float* up, std::int64_t n, float* y) {
@@ -148,6 +173,10 @@ void gated(ActivationKind kind, const float* gate, const float* up, std::int64_t
       return gated_by([](Reg x) { return gelu_tanh(x); }, gate, up, n, y);
     case ActivationKind::relu:
       return gated_by([](Reg x) { return Vec::max(Vec::zero(), x); }, gate, up, n, y);
+    case ActivationKind::quick_gelu:
+      return gated_by([](Reg x) { return quick_gelu(x); }, gate, up, n, y);
+    case ActivationKind::tanh:
+      return gated_by([](Reg x) { return tanh(x); }, gate, up, n, y);
   }
 }
 

@@ -31,6 +31,10 @@ struct Gated {
       }
       case ActivationKind::relu:
         return x > 0 ? x : 0;
+      case ActivationKind::quick_gelu:
+        return x / (1 + expf(-1.702f * x));
+      case ActivationKind::tanh:
+        return tanhf(x);
     }
     return x;
   }

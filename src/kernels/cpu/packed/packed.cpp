@@ -84,6 +84,13 @@ std::size_t scratch_bytes(const LinearSite& site) {
   return round_up(2 * static_cast<std::size_t>(scratch_stride(site.in_features())) * sizeof(float), kAlignment);
 }
 
+// Gates of encoders' kinds, and activations alone, are left to an op.
+bool known_epilogue(const Epilogue& epilogue) {
+  if (epilogue.kind == EpilogueKind::activation) return false;
+  return epilogue.kind != EpilogueKind::gated ||
+         (epilogue.activation != ActivationKind::quick_gelu && epilogue.activation != ActivationKind::tanh);
+}
+
 Finish finish_of(const Epilogue& epilogue) {
   switch (epilogue.kind) {
     case EpilogueKind::store:
@@ -91,6 +98,7 @@ Finish finish_of(const Epilogue& epilogue) {
     case EpilogueKind::residual:
       return Finish::residual;
     case EpilogueKind::gated:
+    case EpilogueKind::activation:
       break;
   }
   switch (epilogue.activation) {
@@ -102,6 +110,9 @@ Finish finish_of(const Epilogue& epilogue) {
       return Finish::gelu_tanh;
     case ActivationKind::relu:
       return Finish::relu;
+    case ActivationKind::quick_gelu:
+    case ActivationKind::tanh:
+      break;
   }
   fail("an activation that `packed` does not know");
 }
@@ -187,7 +198,7 @@ class PackedKernel : public LinearKernel {
     const bool gated_pair = site.epilogue.kind != EpilogueKind::gated ||
                             (site.parts.size() == 2 && site.parts[0].out_features == site.parts[1].out_features);
     const bool one_residual = site.epilogue.kind != EpilogueKind::residual || site.parts.size() == 1;
-    return Fit::yes(true, gated_pair && one_residual);
+    return Fit::yes(true, gated_pair && one_residual && known_epilogue(site.epilogue));
   }
 
   std::size_t packed_bytes(const LinearSite& site) const override { return packed_site_bytes(site, planes_); }

@@ -18,6 +18,10 @@ using gpu::PackedSite;
 // Whoever finishes a strip walks all slices of the inputs; the largest published layers have a dozen.
 constexpr int kMostSlices = 32;
 
+bool known_activation(ActivationKind kind) {
+  return kind != ActivationKind::quick_gelu && kind != ActivationKind::tanh;
+}
+
 Fit fit_packed(const LinearSite& site) {
   for (const LinearDesc& part : site.parts) {
     if (!part.gptq) return Fit::no(fmt::format("{} is not quantised; full-precision weights are for dense", part.name));
@@ -31,7 +35,7 @@ Fit fit_packed(const LinearSite& site) {
     return Fit::no(fmt::format("{} parts share one input; at most {} do here", site.parts.size(), kMostParts));
   // The residual may be what the norm reads, and it is written before all have read it.
   const bool both = site.prologue.kind != PrologueKind::none && site.epilogue.kind == EpilogueKind::residual;
-  return Fit::yes(!both, true);
+  return Fit::yes(!both, site.epilogue.kind != EpilogueKind::activation && known_activation(site.epilogue.activation));
 }
 
 bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows, int multiprocessors) {
