@@ -47,6 +47,10 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
   EngineConfiguration out;
   out.program = program_from_checkpoint(checkpoint);
   const Program& program = out.program;
+  if (program.encoder) {
+    fail("{} is a {} model, an encoder, which generates no text: use nibble encode and bench bettertransformer",
+         checkpoint.folder().string(), program.architecture);
+  }
 
   const TensorView embedding = checkpoint.tensor(std::get<EmbedNode>(program.nodes.front().op).table);
   const bool gpu = backend.device().info().kind == DeviceKind::cuda;

@@ -4,27 +4,19 @@
 #include "core/error.h"
 #include "engine/configuration.h"
 #include "engine/lowering.h"
+#include "engine/pass.h"
 #include "engine/rope_table.h"
 #include "engine/weights.h"
 
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <utility>
 
 namespace nibble {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/// The rows of one pass, as the steps see it.
-struct Pass {
-  RowMap map;
-  const std::int32_t* logit_rows = nullptr;       // [logits] rows of the pass
-  const std::int32_t* logit_positions = nullptr;  // [logits]
-  std::int64_t logits = 0;
-  std::int64_t first_sequence = 0;  // the sequence of the first row of logits; they follow each other
-  bool sample = true;
-};
 
 }  // namespace
 
@@ -43,7 +35,7 @@ struct Engine::Impl {
   std::vector<SiteInfo> sites;
   Weights weights;
 
-  std::vector<ArenaSlot> slots;
+  PassRunner runner;
   std::unique_ptr<Buffer> arena, kv, scratch, tables;
   RopeTable rope;
 
@@ -65,9 +57,7 @@ struct Engine::Impl {
   void allocate();
   void check_fits() const;
   KvView kv_view(int layer) const;
-  MatrixRef matrix(BufferId id, const Pass& pass) const;
   void enqueue(std::size_t index, const Pass& pass);
-  void enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass);
   void run(const Pass& pass) {
     for (std::size_t i = 0; i < nodes.size(); ++i) enqueue(i, pass);
   }
@@ -115,10 +105,19 @@ void Engine::Impl::check_fits() const {
 void Engine::Impl::allocate() {
   Device& device = backend->device();
   std::size_t bytes = 0;
-  slots = plan_arena(program, nodes, sizes, bytes);
+  std::vector<ArenaSlot> slots = plan_arena(program, nodes, sizes, bytes);
   arena = device.allocate(bytes, "activations");
   kv = device.allocate(plan.kv_cache, "the KV cache");
   scratch = device.allocate(plan.workspace, "scratch of kernels");
+  runner = PassRunner({.backend = backend.get(),
+                       .stream = stream.get(),
+                       .program = &program,
+                       .nodes = &nodes,
+                       .weights = &weights,
+                       .arena = arena->data(),
+                       .scratch = scratch->data(),
+                       .compute = compute},
+                      std::move(slots));
 
   const std::size_t rows = static_cast<std::size_t>(sizes.max_rows);
   const std::size_t batch = static_cast<std::size_t>(sizes.max_batch);
@@ -163,87 +162,36 @@ KvView Engine::Impl::kv_view(int layer) const {
   return view;
 }
 
-MatrixRef Engine::Impl::matrix(BufferId id, const Pass& pass) const {
-  const BufferDesc& desc = program.buffers[static_cast<std::size_t>(id)];
-  const ArenaSlot& slot = slots[static_cast<std::size_t>(id)];
-  MatrixRef ref;
-  ref.data = arena->data() + slot.offset;
-  ref.dtype = slot.dtype;
-  ref.columns = desc.columns;
-  ref.stride = slot.stride;
-  ref.rows = desc.rows == RowSet::tokens ? pass.map.rows : pass.logits;
-  // The logits of all sequences stay until the next call, so a pass writes those of its own sequences only.
-  if (id == program.logits) ref.data = static_cast<float*>(ref.data) + pass.first_sequence * desc.columns;
-  return ref;
-}
-
-void Engine::Impl::enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) {
-  const LinearNode& node = *lowered.linear();
-  LinearArgs args;
-  args.x = matrix(lowered.norm ? lowered.norm->x : node.x, pass);
-  args.rows = args.x.rows;
-  if (lowered.norm) args.norm_weight = weights.norm(lowered.norm->weight);
-  args.workspace = scratch->data();
-  std::vector<MatrixRef> y;
-  if (lowered.add) {
-    y = {matrix(lowered.add->y, pass)};
-    args.residual = matrix(lowered.add->a == node.y[0] ? lowered.add->b : lowered.add->a, pass);
-  } else if (lowered.gated) {
-    y = {matrix(lowered.gated->y, pass)};
-  } else {
-    for (const BufferId id : node.y) y.push_back(matrix(id, pass));
-  }
-  args.y = y;
-  lowered.kernel->enqueue(packed, args, *stream);
-}
-
 void Engine::Impl::enqueue(std::size_t index, const Pass& pass) {
-  const LoweredNode& lowered = nodes[index];
-  const BufferDesc& out =
-      program.buffers[static_cast<std::size_t>(lowered.writes().empty() ? program.hidden_state : lowered.writes()[0])];
   // A pass whose logits nobody wants (an early chunk of a long prompt) ends with the last block.
-  if (out.rows == RowSet::logits && pass.logits == 0) return;
+  if (runner.skips(index, pass) || runner.enqueue(index, pass)) return;
+  const LoweredNode& lowered = nodes[index];
+  const auto matrix = [&](BufferId id) { return runner.matrix(id, pass); };
   Backend& ops = *backend;
   Stream& s = *stream;
-  if (lowered.linear() != nullptr) {
-    enqueue_linear(lowered, weights.packed(index), pass);
-  } else if (const auto* embed = std::get_if<EmbedNode>(&lowered.node.op)) {
-    ops.embed({pass.map, weights.embedding(), embed->scale, matrix(embed->y, pass)}, s);
-  } else if (const auto* norm = std::get_if<NormNode>(&lowered.node.op)) {
-    ops.norm({norm->kind, matrix(norm->x, pass), norm->groups, weights.norm(norm->weight),
-              norm->bias.empty() ? nullptr : weights.norm(norm->bias), norm->eps, matrix(norm->y, pass)},
-             s);
-  } else if (const auto* rotary = std::get_if<RotaryNode>(&lowered.node.op)) {
-    ops.rotary({pass.map, matrix(rotary->x, pass), rotary->heads, rotary->head_dim, rotary->dims, rotary->interleaved,
-                rope.data()},
-               s);
+  if (const auto* rotary = std::get_if<RotaryNode>(&lowered.node.op)) {
+    ops.rotary(
+        {pass.map, matrix(rotary->x), rotary->heads, rotary->head_dim, rotary->dims, rotary->interleaved, rope.data()},
+        s);
   } else if (const auto* store = std::get_if<KvStoreNode>(&lowered.node.op)) {
-    ops.kv_store({pass.map, matrix(store->k, pass), matrix(store->v, pass), kv_view(lowered.node.layer)}, s);
+    ops.kv_store({pass.map, matrix(store->k), matrix(store->v), kv_view(lowered.node.layer)}, s);
   } else if (const auto* attention = std::get_if<AttentionNode>(&lowered.node.op)) {
-    AttentionArgs args{pass.map,           matrix(attention->q, pass),
+    AttentionArgs args{pass.map,           matrix(attention->q),
                        attention->heads,   kv_view(lowered.node.layer),
                        attention->scale,   attention->window,
-                       attention->softcap, matrix(attention->y, pass),
+                       attention->softcap, matrix(attention->y),
                        scratch->data(),    {}};
     if (lowered.store) {
-      args.store =
-          AttentionStore{matrix(lowered.store->k, pass), matrix(lowered.store->v, pass), 0, false, rope.data()};
+      args.store = AttentionStore{matrix(lowered.store->k), matrix(lowered.store->v), 0, false, rope.data()};
       if (lowered.rotary) {
         args.store->dims = lowered.rotary->dims;
         args.store->interleaved = lowered.rotary->interleaved;
       }
     }
     ops.attention(args, s);
-  } else if (const auto* gated = std::get_if<GatedNode>(&lowered.node.op)) {
-    ops.gated_activation(gated->activation, matrix(gated->gate, pass), matrix(gated->up, pass), matrix(gated->y, pass),
-                         s);
-  } else if (const auto* add = std::get_if<AddNode>(&lowered.node.op)) {
-    ops.add(matrix(add->a, pass), matrix(add->b, pass), matrix(add->y, pass), s);
-  } else if (const auto* gather = std::get_if<GatherNode>(&lowered.node.op)) {
-    ops.gather_rows(matrix(gather->x, pass), pass.logit_rows, matrix(gather->y, pass), s);
   } else if (const auto* sample = std::get_if<SampleNode>(&lowered.node.op); sample != nullptr && pass.sample) {
     const std::int64_t f = pass.first_sequence;
-    ops.sample({matrix(sample->logits, pass), params + f, penalised ? seen + f * program.vocab : nullptr,
+    ops.sample({matrix(sample->logits), params + f, penalised ? seen + f * program.vocab : nullptr,
                 pass.logit_positions, next + f, scratch->data()},
                s);
   }
@@ -438,8 +386,7 @@ std::int64_t Engine::sequence_length(std::int64_t i) const { return impl_->lengt
 std::vector<float> Engine::last_logits() const {
   const Impl& m = *impl_;
   std::vector<float> out(static_cast<std::size_t>(m.sequences * m.program.vocab));
-  const std::byte* from = m.arena->data() + m.slots[static_cast<std::size_t>(m.program.logits)].offset;
-  m.stream->copy_to_host(out.data(), from, out.size() * sizeof(float));
+  m.stream->copy_to_host(out.data(), m.runner.matrix(m.program.logits, Pass{}).data, out.size() * sizeof(float));
   m.stream->synchronize();
   return out;
 }
@@ -480,7 +427,8 @@ void Engine::score(std::span<const std::int32_t> tokens, std::int64_t first,
     m.run(pass);
     if (wanted) {
       logits.resize(static_cast<std::size_t>(rows * m.program.vocab));
-      m.stream->copy_to_host(logits.data(), m.matrix(m.program.logits, pass).data, logits.size() * sizeof(float));
+      m.stream->copy_to_host(logits.data(), m.runner.matrix(m.program.logits, pass).data,
+                             logits.size() * sizeof(float));
       m.stream->synchronize();
       consume(done, rows, logits.data());
     }

@@ -48,7 +48,11 @@ bool dead_after(const std::vector<Node>& nodes, std::size_t last, BufferId buffe
 class Lowerer {
  public:
   Lowerer(const Program& program, Device& device, const LoweringOptions& options)
-      : nodes_(program.nodes), buffers_(program.buffers), device_(device.info()), options_(options), tuner_(device) {}
+      : nodes_(options.split_parts ? split(program.nodes) : program.nodes),
+        buffers_(program.buffers),
+        device_(device.info()),
+        options_(options),
+        tuner_(device) {}
 
   std::vector<LoweredNode> run() {
     for (std::size_t i = 0; i < nodes_.size();) i = step(i);
@@ -56,6 +60,25 @@ class Lowerer {
   }
 
  private:
+  static std::vector<Node> split(const std::vector<Node>& nodes) {
+    std::vector<Node> out;
+    out.reserve(nodes.size());
+    for (const Node& node : nodes) {
+      const auto* linear = std::get_if<LinearNode>(&node.op);
+      if (linear == nullptr || linear->parts.size() == 1) {
+        out.push_back(node);
+        continue;
+      }
+      for (std::size_t i = 0; i < linear->parts.size(); ++i) {
+        LinearNode one = *linear;
+        one.parts = {linear->parts[i]};
+        one.y = {linear->y[i]};
+        out.push_back({node.layer, std::move(one)});
+      }
+    }
+    return out;
+  }
+
   std::size_t step(std::size_t i) {
     const auto* norm = std::get_if<NormNode>(&nodes_[i].op);
     if (norm != nullptr && options_.fuse && i + 1 < nodes_.size()) {
@@ -127,6 +150,12 @@ class Lowerer {
         fused.gated = *gated;
         fused.site.epilogue = {EpilogueKind::gated, gated->activation};
         fused.site.y_dtype = dtype(gated->y);
+      } else if (const auto* activation = std::get_if<ActivationNode>(&nodes_[after].op);
+                 activation != nullptr && node.y == std::vector<BufferId>{activation->x} &&
+                 (activation->y == activation->x || dead_after(nodes_, after, activation->x))) {
+        fused.activation = *activation;
+        fused.site.epilogue = {EpilogueKind::activation, activation->activation};
+        fused.site.y_dtype = dtype(activation->y);
       }
     }
     fused.kernel = &choose(node, fused.site);
@@ -140,11 +169,12 @@ class Lowerer {
         push(nodes_[i - 1]);
       }
     }
-    const bool behind = fused.add.has_value() || fused.gated.has_value();
+    const bool behind = fused.add.has_value() || fused.gated.has_value() || fused.activation.has_value();
     if (behind) ++after;
     if (behind && !fit.fuses_epilogue) {
       fused.add.reset();
       fused.gated.reset();
+      fused.activation.reset();
       fused.site.epilogue = {};
       fused.site.y_dtype = dtype(node.y.front());
       out_.push_back(std::move(fused));
@@ -177,7 +207,7 @@ class Lowerer {
     fail("the kernel {} cannot run {}: {}", named.name(), node.parts.front().name, fit.reason);
   }
 
-  const std::vector<Node>& nodes_;
+  const std::vector<Node> nodes_;
   const std::vector<BufferDesc>& buffers_;
   const DeviceInfo device_;
   const LoweringOptions& options_;
@@ -198,6 +228,7 @@ std::vector<BufferId> LoweredNode::reads() const {
 std::vector<BufferId> LoweredNode::writes() const {
   if (add) return {add->y};
   if (gated) return {gated->y};
+  if (activation) return {activation->y};
   return std::visit(UsesOf{}, node.op).writes;
 }
 
@@ -218,7 +249,7 @@ std::string LoweredNode::name() const {
   }
   if (norm) out += " + norm";
   if (add) out += " + residual";
-  if (gated) out += " + activation";
+  if (gated || activation) out += " + activation";
   if (rotary) out += " + rotary";
   if (store) out += " + kv_store";
   return out;

@@ -19,9 +19,10 @@ struct LoweredNode {
   // For a linear node:
   const LinearKernel* kernel = nullptr;
   LinearSite site;
-  std::optional<NormNode> norm;    // folded in as the prologue
-  std::optional<AddNode> add;      // folded in as the residual epilogue
-  std::optional<GatedNode> gated;  // folded in as the gated epilogue
+  std::optional<NormNode> norm;              // folded in as the prologue
+  std::optional<AddNode> add;                // folded in as the residual epilogue
+  std::optional<GatedNode> gated;            // folded in as the gated epilogue
+  std::optional<ActivationNode> activation;  // folded in as the activation epilogue
   // For an attention node:
   std::optional<KvStoreNode> store;  // folded in, and with it ...
   std::optional<RotaryNode> rotary;  // ... the rotation of q and k
@@ -37,6 +38,7 @@ struct LoweringOptions {
   std::string kernel = "auto";
   DType compute = DType::f32;
   bool fuse = true;
+  bool split_parts = false;  // every matrix is a site of its own, as op-by-op programs have them
   std::int64_t max_rows = 1;
   std::int64_t decode_rows = 1;  // rows of a decode step, which --kernel auto measures for beside max_rows
   BackendTraits backend;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
 
 namespace nibble {
 namespace {
@@ -88,6 +89,7 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
   }
   // The logits stay for the caller after the last node.
   if (program.logits >= 0) lives[static_cast<std::size_t>(program.logits)].last = nodes.size();
+  if (program.encoder) lives[static_cast<std::size_t>(program.hidden_state)].last = nodes.size();
 
   std::vector<ArenaSlot> slots(program.buffers.size());
   std::vector<std::size_t> order;
@@ -142,6 +144,14 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
     } else if (const auto* attention = std::get_if<AttentionNode>(&node.node.op)) {
       most = std::max(most, backend.attention_workspace(sizes.max_rows, attention->heads, kv_shape(program, sizes)));
       most = std::max(most, backend.attention_workspace(sizes.max_batch, attention->heads, kv_shape(program, sizes)));
+    } else if (const auto* self = std::get_if<SelfAttentionNode>(&node.node.op)) {
+      most = std::max(most, backend.self_attention_workspace({.rows = sizes.max_rows,
+                                                              .sequences = sizes.max_batch,
+                                                              .longest = sizes.max_tokens,
+                                                              .heads = self->heads,
+                                                              .head_dim = program.head_dim,
+                                                              .compute = sizes.compute,
+                                                              .materialise = sizes.materialise}));
     } else if (std::holds_alternative<SampleNode>(node.node.op)) {
       most = std::max(most, backend.sample_workspace(sizes.max_logit_rows, program.vocab));
     }
@@ -157,14 +167,15 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   plan.embedding = embedding_bytes;
   item("embedding", embedding_bytes);
   std::size_t norms = 0;
+  std::set<std::string> modules;  // nodes of the same modules share their weights
   for (const LoweredNode& node : nodes) {
     const NormNode* norm = std::get_if<NormNode>(&node.node.op);
     if (node.norm) norm = &*node.norm;
-    if (norm != nullptr) {
+    if (norm != nullptr && modules.insert(norm->weight).second) {
       const std::int64_t columns = program.buffers[static_cast<std::size_t>(norm->x)].columns / norm->groups;
       norms += rows_bytes(1, columns, sizeof(float)) * (norm->bias.empty() ? 1 : 2);
     }
-    if (node.linear() == nullptr) continue;
+    if (node.linear() == nullptr || !modules.insert(modules_of(*node.linear())).second) continue;
     const std::size_t bytes = node.kernel->packed_bytes(node.site);
     plan.weights += bytes;
     item(node.node.layer >= 0 && node.node.layer < program.layers
@@ -174,12 +185,20 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   }
   plan.weights += norms;
   item("norms", norms);
+  plan_arena(program, nodes, sizes, plan.arena);
+  if (program.encoder) {
+    // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
+    plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_batch + 1, 2, 4);
+    item("activations and maps", plan.arena);
+    plan.workspace = plan_workspace(program, nodes, sizes, backend);
+    item("scratch of kernels and ops", plan.workspace);
+    return plan;
+  }
   plan.kv_cache = checked_mul(static_cast<std::size_t>(program.layers), 2 * backend.kv_bytes(kv_shape(program, sizes)),
                               "the KV cache");
   item(fmt::format("KV cache, {} sequences x {} tokens ({})", sizes.max_batch, sizes.max_tokens,
                    name_of(sizes.kv_dtype)),
        plan.kv_cache);
-  plan_arena(program, nodes, sizes, plan.arena);
   // Row maps, next tokens, the history of each sequence, marks of seen tokens and the table of rotations.
   const std::size_t batch = static_cast<std::size_t>(sizes.max_batch);
   plan.arena +=

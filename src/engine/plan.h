@@ -45,6 +45,8 @@ struct RunSizes {
   DType kv_dtype = DType::f32;
   DType activations = DType::f32;  // of buffers that are not wide
   bool joins_parts = false;        // BackendTraits::joins_parts
+  DType compute = DType::f32;      // of attention without a cache
+  bool materialise = false;        // SelfAttentionArgs::materialise
 };
 
 /// One layer's cache as the back end is asked for it.
@@ -60,7 +62,7 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
 std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
                            const Backend& backend);
 
-/// The whole plan; embedding_bytes as stored.
+/// The whole plan; embedding_bytes as stored. Encoders (Program::encoder) have no cache and choose no tokens.
 MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
                      Backend& backend, std::size_t embedding_bytes);
 

@@ -6,10 +6,16 @@
 #include "formats/quant_config.h"
 #include "models/family.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <future>
+#include <set>
+#include <string_view>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -26,45 +32,106 @@ struct ReadSite {
   std::vector<LinearTensors> tensors;  // point into `loaded`
 };
 
+std::unique_ptr<Buffer> to_device(const std::vector<float>& values, const std::string& name, Device& device,
+                                  Stream& stream) {
+  std::unique_ptr<Buffer> buffer = device.allocate(values.size() * sizeof(float), name);
+  stream.copy_to_device(buffer->data(), values.data(), values.size() * sizeof(float));
+  stream.synchronize();
+  return buffer;
+}
+
+// The bucket of a key `distance` rows after its query, as T5 has it for both directions: half of the buckets for each;
+// half of those for the nearest distances one by one, the others for logarithmic steps up to `reach`.
+std::int64_t distance_bucket(std::int64_t distance, std::int64_t buckets, std::int64_t reach) {
+  const std::int64_t side = buckets / 2;
+  const std::int64_t exact = side / 2;
+  const std::int64_t base = distance > 0 ? side : 0;
+  const std::int64_t far = std::abs(distance);
+  if (far < exact) return base + far;
+  const double steps = std::log(static_cast<double>(far) / static_cast<double>(exact)) /
+                       std::log(static_cast<double>(reach) / static_cast<double>(exact)) *
+                       static_cast<double>(side - exact);
+  return base + std::min(side - 1, exact + static_cast<std::int64_t>(steps));
+}
+
+template <typename Map>
+const auto& loaded(const Map& map, const std::string& name, std::string_view what) {
+  const auto found = map.find(name);
+  if (found == map.end()) fail("the {} {} was not loaded", what, name);
+  return found->second;
+}
+
 }  // namespace
 
+const MatrixRef& Weights::table(const std::string& name) const {
+  return loaded(tables_, name, "table of embeddings").ref;
+}
+
+const float* Weights::distance_bias(const std::string& name) const {
+  return reinterpret_cast<const float*>(loaded(biases_, name, "table of biases")->data());
+}
+
 const float* Weights::norm(const std::string& name) const {
-  const auto found = norms_.find(name);
-  if (found == norms_.end()) fail("the norm weight {} was not loaded", name);
-  return reinterpret_cast<const float*>(found->second->data());
+  return reinterpret_cast<const float*>(loaded(norms_, name, "norm weight")->data());
 }
 
 void Weights::load_norm(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream) {
   if (name.empty() || norms_.contains(name)) return;
-  const std::vector<float> values = to_float(checkpoint.tensor(name));
-  std::unique_ptr<Buffer> buffer = device.allocate(values.size() * sizeof(float), name);
-  stream.copy_to_device(buffer->data(), values.data(), values.size() * sizeof(float));
-  stream.synchronize();
-  norms_.emplace(name, std::move(buffer));
+  norms_.emplace(name, to_device(to_float(checkpoint.tensor(name)), name, device, stream));
 }
 
-void Weights::load_embedding(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream) {
-  const TensorView table = checkpoint.tensor(name);
-  embedding_.dtype = table.dtype;
-  embedding_.rows = table.shape[0];
-  embedding_.columns = embedding_.stride = table.shape[1];
-  const bool aligned = reinterpret_cast<std::uintptr_t>(table.bytes.data()) % bytes_of(table.dtype) == 0;
-  if (device.info().kind == DeviceKind::cpu && aligned && table.dtype != DType::f64) {
+void Weights::load_table(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream) {
+  if (name.empty() || tables_.contains(name)) return;
+  const TensorView tensor = checkpoint.tensor(name);
+  Table table;
+  table.ref.dtype = tensor.dtype;
+  table.ref.rows = tensor.shape[0];
+  table.ref.columns = table.ref.stride = tensor.shape[1];
+  const bool aligned = reinterpret_cast<std::uintptr_t>(tensor.bytes.data()) % bytes_of(tensor.dtype) == 0;
+  if (device.info().kind == DeviceKind::cpu && aligned && tensor.dtype != DType::f64) {
     // Rows are read where the file is mapped: only the pages of tokens in use become resident.
-    embedding_.data = const_cast<std::byte*>(table.bytes.data());
-    return;
-  }
-  if (table.dtype == DType::f64) {
-    const std::vector<float> values = to_float(table);
-    embedding_.dtype = DType::f32;
-    embedding_copy_ = device.allocate(values.size() * sizeof(float), name);
-    stream.copy_to_device(embedding_copy_->data(), values.data(), values.size() * sizeof(float));
+    table.ref.data = const_cast<std::byte*>(tensor.bytes.data());
+  } else if (tensor.dtype == DType::f64) {
+    table.ref.dtype = DType::f32;
+    table.copy = to_device(to_float(tensor), name, device, stream);
+    table.ref.data = table.copy->data();
   } else {
-    embedding_copy_ = device.allocate(table.bytes.size(), name);
-    stream.copy_to_device(embedding_copy_->data(), table.bytes.data(), table.bytes.size());
+    table.copy = device.allocate(tensor.bytes.size(), name);
+    stream.copy_to_device(table.copy->data(), tensor.bytes.data(), tensor.bytes.size());
+    stream.synchronize();
+    table.ref.data = table.copy->data();
   }
-  stream.synchronize();
-  embedding_.data = embedding_copy_->data();
+  tables_.emplace(name, std::move(table));
+}
+
+void Weights::load_distance_bias(const Checkpoint& checkpoint, const SelfAttentionNode& node, Device& device,
+                                 Stream& stream) {
+  if (node.bias.empty() || biases_.contains(node.bias)) return;
+  const std::vector<float> table = to_float(checkpoint.tensor(node.bias));
+  const std::int64_t width = 2 * node.bias_distance + 1;
+  std::vector<float> out(static_cast<std::size_t>(node.heads * width));
+  for (std::int64_t d = -node.bias_distance; d <= node.bias_distance; ++d) {
+    const std::int64_t bucket = distance_bucket(d, node.bias_buckets, node.bias_distance);
+    for (std::int64_t head = 0; head < node.heads; ++head) {
+      out[static_cast<std::size_t>(head * width + d + node.bias_distance)] =
+          table[static_cast<std::size_t>(bucket * node.heads + head)];
+    }
+  }
+  biases_.emplace(node.bias, to_device(out, node.bias, device, stream));
+}
+
+void Weights::load_plain(const Checkpoint& checkpoint, const LoweredNode& node, Device& device, Stream& stream) {
+  if (node.norm) load_norm(checkpoint, node.norm->weight, device, stream);
+  if (const auto* norm = std::get_if<NormNode>(&node.node.op)) {
+    load_norm(checkpoint, norm->weight, device, stream);
+    load_norm(checkpoint, norm->bias, device, stream);
+  } else if (const auto* embed = std::get_if<EmbedNode>(&node.node.op)) {
+    load_table(checkpoint, embed->table, device, stream);
+    load_table(checkpoint, embed->positions, device, stream);
+    load_table(checkpoint, embed->types, device, stream);
+  } else if (const auto* attention = std::get_if<SelfAttentionNode>(&node.node.op)) {
+    load_distance_bias(checkpoint, *attention, device, stream);
+  }
 }
 
 std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
@@ -93,9 +160,11 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
   std::deque<std::future<ReadSite>> ahead;
   std::size_t next = 0;
   const bool gpu = device.info().kind == DeviceKind::cuda;
+  std::map<std::string, std::size_t> shared;  // the node that packed these modules first
+  std::set<std::string> wanted;
   const auto read_ahead = [&] {
     for (; next < nodes.size() && ahead.size() < (gpu ? kSitesAhead : 1); ++next) {
-      if (nodes[next].linear() == nullptr) continue;
+      if (nodes[next].linear() == nullptr || !wanted.insert(modules_of(*nodes[next].linear())).second) continue;
       ahead.push_back(
           std::async(gpu ? std::launch::async : std::launch::deferred, [&checkpoint, &quant, &nodes, at = next] {
             ReadSite read;
@@ -109,15 +178,14 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
     LoweredNode& node = nodes[i];
     progress.update(static_cast<std::int64_t>(i), node.name());
     const Clock::time_point start = Clock::now();
-    if (node.norm) load_norm(checkpoint, node.norm->weight, device, stream);
-    if (const auto* norm = std::get_if<NormNode>(&node.node.op)) {
-      load_norm(checkpoint, norm->weight, device, stream);
-      load_norm(checkpoint, norm->bias, device, stream);
-    }
-    if (const auto* embed = std::get_if<EmbedNode>(&node.node.op))
-      load_embedding(checkpoint, embed->table, device, stream);
+    load_plain(checkpoint, node, device, stream);
     const LinearNode* linear = node.linear();
     if (linear == nullptr) continue;
+    if (const auto same = shared.find(modules_of(*linear)); same != shared.end()) {
+      node.site = nodes[same->second].site;
+      packed_[i] = packed_[same->second];
+      continue;
+    }
     read_ahead();
     const ReadSite ready = ahead.front().get();
     ahead.pop_front();
@@ -126,6 +194,7 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
     const Clock::time_point read = Clock::now();
     times.read += std::chrono::duration<double>(read - start).count();
     packed_[i] = node.kernel->pack(node.site, ready.tensors, device, stream);
+    shared.emplace(modules_of(*linear), i);
     times.pack += seconds_since(read);
     drop_linear(checkpoint, *linear);
   }

@@ -29,19 +29,28 @@ class Weights {
   void load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream,
             LoadTimes& times);
 
-  /// The packed site of node `index`.
+  /// The packed site of node `index`. Nodes of the same modules share one.
   const PackedLinear& packed(std::size_t index) const { return *packed_[index]; }
   const float* norm(const std::string& name) const;
-  const MatrixRef& embedding() const { return embedding_; }
+  /// A table of embeddings.
+  const MatrixRef& table(const std::string& name) const;
+  /// SelfAttentionArgs::bias of a SelfAttentionNode with this table of biases.
+  const float* distance_bias(const std::string& name) const;
 
  private:
   void load_norm(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream);
-  void load_embedding(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream);
+  void load_table(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream);
+  void load_distance_bias(const Checkpoint& checkpoint, const SelfAttentionNode& node, Device& device, Stream& stream);
+  void load_plain(const Checkpoint& checkpoint, const LoweredNode& node, Device& device, Stream& stream);
 
-  std::vector<std::unique_ptr<PackedLinear>> packed_;
+  struct Table {
+    MatrixRef ref;
+    std::unique_ptr<Buffer> copy;  // empty where it is read in the file's pages
+  };
+  std::vector<std::shared_ptr<const PackedLinear>> packed_;
   std::map<std::string, std::unique_ptr<Buffer>> norms_;
-  std::unique_ptr<Buffer> embedding_copy_;
-  MatrixRef embedding_;
+  std::map<std::string, Table> tables_;
+  std::map<std::string, std::unique_ptr<Buffer>> biases_;
 };
 
 }  // namespace nibble

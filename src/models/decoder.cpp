@@ -35,6 +35,7 @@ class Builder {
  public:
   explicit Builder(const DecoderSpec& spec) : s_(spec) {
     p_.architecture = s_.architecture;
+    p_.prefix = "model.";
     p_.hidden = s_.hidden;
     p_.layers = s_.layers;
     p_.heads = s_.heads;

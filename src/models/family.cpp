@@ -17,11 +17,17 @@ std::map<std::string, FamilyFunction, std::less<>>& families() {
   return all;
 }
 
-constexpr std::string_view kPrefix = "model.";
-
 // Base models (saved without their head) lack the prefix of the tensor names.
-void strip_prefix(std::string& name) {
-  if (std::string_view(name).starts_with(kPrefix)) name.erase(0, kPrefix.size());
+void strip_prefix(const Program& program, std::string& name) {
+  if (std::string_view(name).starts_with(program.prefix)) name.erase(0, program.prefix.size());
+}
+
+// Whether the checkpoint's names lack the prefix: as its embedding's name does.
+bool lacks_prefix(const Checkpoint& checkpoint, const Program& program) {
+  std::string table = std::get<EmbedNode>(program.nodes.front().op).table;
+  if (checkpoint.has(table)) return false;
+  strip_prefix(program, table);
+  return checkpoint.has(table);
 }
 
 void expect_shape(const Checkpoint& checkpoint, const std::string& name, const Shape& shape) {
@@ -87,6 +93,10 @@ void bind_part(const Checkpoint& checkpoint, const std::optional<QuantConfig>& q
   if (part.bias) expect_shape(checkpoint, part.name + ".bias", {part.out_features});
 }
 
+std::string bias_name(const LinearNode& node, std::size_t part) {
+  return node.bias.empty() ? node.parts[part].name + ".bias" : node.bias;
+}
+
 struct Binder {
   const Checkpoint& checkpoint;
   const std::optional<QuantConfig>& quant;
@@ -94,35 +104,83 @@ struct Binder {
   bool strip;
 
   void operator()(EmbedNode& node) const {
-    if (strip) strip_prefix(node.table);
-    expect_shape(checkpoint, node.table, {program.vocab, program.hidden});
+    const std::int64_t width = program.buffers[static_cast<std::size_t>(node.y)].columns;
+    if (strip) strip_prefix(program, node.table);
+    expect_shape(checkpoint, node.table, {program.vocab, width});
+    if (!node.positions.empty()) {
+      if (strip) strip_prefix(program, node.positions);
+      expect_shape(checkpoint, node.positions, {program.max_positions + node.position_offset, width});
+    }
+    if (!node.types.empty()) {
+      if (strip) strip_prefix(program, node.types);
+      expect_shape(checkpoint, node.types, {program.types, width});
+    }
   }
   void operator()(NormNode& node) const {
-    if (strip) strip_prefix(node.weight);
     const std::int64_t width = program.buffers[static_cast<std::size_t>(node.x)].columns / node.groups;
+    bind_norm(node.weight, ".weight", ".gamma");
     expect_shape(checkpoint, node.weight, {width});
-    if (!node.bias.empty()) expect_shape(checkpoint, node.bias, {width});
+    if (node.bias.empty()) return;
+    bind_norm(node.bias, ".bias", ".beta");
+    expect_shape(checkpoint, node.bias, {width});
+  }
+  void operator()(SelfAttentionNode& node) const {
+    if (node.bias.empty()) return;
+    if (strip) strip_prefix(program, node.bias);
+    expect_shape(checkpoint, node.bias, {node.bias_buckets, node.heads});
   }
   void operator()(LinearNode& node) const {
     if (strip) {
-      strip_prefix(node.tied_weight);
-      for (LinearDesc& part : node.parts) strip_prefix(part.name);
+      strip_prefix(program, node.tied_weight);
+      for (LinearDesc& part : node.parts) strip_prefix(program, part.name);
     }
+    LinearDesc& first = node.parts[0];
     // Models whose head is not tied but whose file lacks one are read as tied, as transformers does (with a warning
     // there).
-    if (!node.in_block && node.tied_weight.empty() && !checkpoint.has(node.parts[0].name + ".weight") &&
-        !checkpoint.has(node.parts[0].name + ".qweight")) {
-      node.tied_weight = strip ? "embed_tokens.weight" : "model.embed_tokens.weight";
+    if (!node.in_block && first.out_features == program.vocab && node.tied_weight.empty() &&
+        !checkpoint.has(first.name + ".weight") && !checkpoint.has(first.name + ".qweight")) {
+      node.tied_weight = std::get<EmbedNode>(program.nodes.front().op).table;
     }
+    // A bias that stands by itself is sometimes stored as its module's after all.
+    if (!node.bias.empty() && !checkpoint.has(node.bias) && checkpoint.has(first.name + ".bias"))
+      node.bias = first.name + ".bias";
     if (!node.tied_weight.empty()) {
-      expect_shape(checkpoint, node.tied_weight, {node.parts[0].out_features, node.parts[0].in_features});
+      expect_shape(checkpoint, node.tied_weight, {first.out_features, first.in_features});
+      if (first.bias) expect_shape(checkpoint, bias_name(node, 0), {first.out_features});
+      return;
+    }
+    if (!node.bias.empty()) {
+      expect_shape(checkpoint, first.name + ".weight", {first.out_features, first.in_features});
+      expect_shape(checkpoint, node.bias, {first.out_features});
       return;
     }
     for (LinearDesc& part : node.parts) bind_part(checkpoint, quant, part);
   }
   template <typename T>
   void operator()(T&) const {}
+
+ private:
+  // Old files of BERT call a norm's weight and bias gamma and beta.
+  void bind_norm(std::string& name, std::string_view now, std::string_view before) const {
+    if (strip) strip_prefix(program, name);
+    if (checkpoint.has(name) || !name.ends_with(now)) return;
+    const std::string old = name.substr(0, name.size() - now.size()) + std::string(before);
+    if (checkpoint.has(old)) name = old;
+  }
 };
+
+// A pooler is often left out of a checkpoint: then there is none to run.
+void drop_missing_pooler(const Checkpoint& checkpoint, Program& program, bool strip) {
+  if (program.head != HeadKind::pooler) return;
+  for (const Node& node : program.nodes) {
+    const auto* linear = std::get_if<LinearNode>(&node.op);
+    if (linear == nullptr || program.buffers[static_cast<std::size_t>(linear->x)].rows != RowSet::logits) continue;
+    std::string name = linear->parts[0].name + ".weight";
+    if (strip) strip_prefix(program, name);
+    if (!checkpoint.has(name)) drop_head(program);
+    return;
+  }
+}
 
 }  // namespace
 
@@ -151,7 +209,8 @@ Program program_from_config(const nlohmann::json& config) {
 Program program_from_checkpoint(const Checkpoint& checkpoint) {
   Program program = program_from_config(checkpoint.config());
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
-  const bool strip = !checkpoint.has("model.embed_tokens.weight") && checkpoint.has("embed_tokens.weight");
+  const bool strip = lacks_prefix(checkpoint, program);
+  drop_missing_pooler(checkpoint, program, strip);
   const Binder binder{checkpoint, quant, program, strip};
   for (Node& node : program.nodes) std::visit(binder, node.op);
   return program;
@@ -171,7 +230,7 @@ void load_linear(const Checkpoint& checkpoint, const std::optional<QuantConfig>&
     return;
   }
   out.tensors.weight = checkpoint.tensor(node.tied_weight.empty() ? part.name + ".weight" : node.tied_weight);
-  if (part.bias) out.tensors.bias = checkpoint.tensor(part.name + ".bias");
+  if (part.bias) out.tensors.bias = checkpoint.tensor(bias_name(node, index));
 }
 
 void drop_linear(const Checkpoint& checkpoint, const LinearNode& node) {

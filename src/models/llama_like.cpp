@@ -1,28 +1,12 @@
 #include "models/llama_like.h"
 
-#include "core/error.h"
+#include "models/activation.h"
 #include "models/rotary.h"
-
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
 
 namespace nibble {
-namespace {
-
-ActivationKind read_activation(const JsonView& config) {
-  const std::string name = config.text("hidden_act", "silu");
-  if (name == "silu" || name == "swish") return ActivationKind::silu;
-  if (name == "gelu") return ActivationKind::gelu;
-  if (name == "gelu_pytorch_tanh" || name == "gelu_new" || name == "gelu_fast") return ActivationKind::gelu_tanh;
-  if (name == "relu") return ActivationKind::relu;
-  fail("config.json: hidden_act \"{}\" is not supported; nibble knows silu, gelu, gelu_pytorch_tanh, gelu_new and relu",
-       name);
-}
-
-}  // namespace
-
 DecoderSpec read_llama_like(const JsonView& config, const LlamaDefaults& defaults) {
   DecoderSpec s;
   s.architecture = config.text("model_type");
@@ -36,7 +20,7 @@ DecoderSpec read_llama_like(const JsonView& config, const LlamaDefaults& default
   s.max_positions = config.positive("max_position_embeddings", defaults.max_positions);
   s.norm_eps = static_cast<float>(config.number("rms_norm_eps", defaults.norm_eps));
   s.tied_head = config.boolean("tie_word_embeddings", defaults.tied);
-  s.activation = read_activation(config);
+  s.activation = read_activation(config, "hidden_act", "silu");
   s.attention_scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.head_dim)));
   if (s.layers > kMaxLayers) config.refuse("num_hidden_layers", "at most 1024");
   if (s.head_dim > kMaxHidden) config.refuse("head_dim", "at most 1024");

@@ -1,5 +1,6 @@
 #include "models/program.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <string_view>
@@ -25,6 +26,20 @@ std::vector<Node> Program::block(int layer) const {
   for (const Node& node : nodes) {
     if (node.layer == layer && layer >= 0 && layer < layers) out.push_back(node);
   }
+  return out;
+}
+
+void drop_head(Program& program) {
+  const auto first = std::find_if(program.nodes.begin(), program.nodes.end(),
+                                  [](const Node& node) { return std::holds_alternative<GatherNode>(node.op); });
+  program.nodes.erase(first, program.nodes.end());
+  program.head = HeadKind::none;
+  program.logits = -1;
+}
+
+std::string modules_of(const LinearNode& node) {
+  std::string out = node.tied_weight;
+  for (const LinearDesc& part : node.parts) out += "|" + part.name;
   return out;
 }
 

@@ -74,7 +74,11 @@ struct SelfAttentionNode {
   std::int64_t heads = 0;
   float scale = 1;
   bool causal = false;
-  std::string bias = {};  // tensor name, [buckets, heads], as T5 and MPNet have it; empty: none
+  // A table of biases by distance, [bias_buckets, heads] of this name (empty: none), as T5 and MPNet have it; distances
+  // of bias_distance and more share a bucket.
+  std::string bias = {};
+  std::int64_t bias_buckets = 0;
+  std::int64_t bias_distance = 0;
   BufferId q = -1, k = -1, v = -1, y = -1;
 };
 struct ActivationNode {
@@ -119,19 +123,44 @@ struct RotarySpec {
   std::vector<float> inv_freq_for(std::int64_t tokens) const;
 };
 
+/// What follows an encoder's last block.
+enum class HeadKind {
+  none,
+  pooler,          // one vector a sequence; may be missing in the checkpoint
+  masked_lm,       // logits over the vocabulary, for the rows asked for
+  sequence_class,  // one row of logits a sequence, from its first row
+  token_class,     // one row of logits a row
+  question_answer  // the same with two logits: where an answer begins, where it ends
+};
+
 struct Program {
   std::string architecture;  // model_type of the checkpoint
+  std::string prefix;        // of tensor names, which models saved without their head lack
   std::int64_t hidden = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
   std::int64_t max_positions = 0;
+  std::int64_t types = 0;  // token types that an encoder tells apart
   RotarySpec rotary;
   std::vector<BufferDesc> buffers;
   std::vector<Node> nodes;
   BufferId hidden_state = -1;  // the residual stream: what enters and leaves each block
-  BufferId logits = -1;
+  BufferId logits = -1;        // of decoders, and what an encoder's head gives
+
+  // Encoders only: no cache, no next token; the hidden state after the last block is the result.
+  bool encoder = false;
+  HeadKind head = HeadKind::none;
+  // A token's position counts the tokens before it that are not this one, which itself gets position -1 (RoBERTa and
+  // its relatives, whose tables keep a row for it); -1: positions just count.
+  std::int32_t skipped_token = -1;
 
   /// The nodes of one block, in order.
   std::vector<Node> block(int layer) const;
 };
+
+/// Leaves out an encoder's head.
+void drop_head(Program& program);
+
+/// The modules of a linear node's parts: nodes with the same ones have the same weights.
+std::string modules_of(const LinearNode& node);
 
 /// Short name of a node's kind: "embed", "norm", "linear" ...
 std::string_view kind_of(const Node& node);

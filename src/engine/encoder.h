@@ -1,0 +1,106 @@
+// The encoder's engine: whole sequences through a model at once, no cache, in one of two ways: as op-by-op programs do
+// it, padded, or packed and fused.
+#pragma once
+
+#include "core/device.h"
+#include "engine/engine.h"
+#include "engine/load_times.h"
+#include "engine/plan.h"
+#include "formats/checkpoint.h"
+#include "models/program.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nibble {
+
+enum class EncoderPath {
+  eager,  // op by op over every padded row; attention through whole matrices of scores; products by the library
+  fast,   // padding left out before the first layer; neighbours fused; attention in tiles
+};
+std::string_view name_of(EncoderPath path);
+/// "eager" or "fast"; UsageError for other names.
+EncoderPath encoder_path_named(std::string_view name);
+
+struct EncoderOptions {
+  std::string device = "cpu";
+  EncoderPath path = EncoderPath::fast;
+  /// What linear sites and attention compute in: f32 or bf16. Unset: bf16 for 16-bit checkpoints, f32 for the rest.
+  std::optional<DType> compute;
+  /// False: the model without its head.
+  bool head = true;
+  /// Rows a pass on the fast path, whole sequences: 0: what suits the device.
+  std::int64_t pass_rows = 0;
+};
+
+/// Sequences of tokens, each padded to the same length.
+struct EncoderBatch {
+  std::int64_t sequences = 0;
+  std::int64_t length = 0;                // columns: tokens of the longest sequence, or more
+  std::span<const std::int32_t> ids;      // [sequences, length]; what stands behind a sequence's end is padding
+  std::span<const std::int32_t> lengths;  // [sequences] tokens of each, 1 to `length`
+  std::span<const std::int32_t> types;    // [sequences, length] token types, or empty: all 0
+};
+
+/// Which results are wanted; what is not wanted costs nothing.
+struct EncoderWants {
+  bool hidden = true;  // [sequences, length, hidden]
+  bool head = false;   // [sequences, length or 1, head_columns()]
+};
+
+struct EncoderResult {
+  /// The hidden state after the last block. On the fast path rows of padding are zeros; on the eager path they hold
+  /// what the model makes of padding.
+  std::vector<float> hidden;
+  /// What the head makes of each row (a masked language model's, a classifier of tokens) or of each sequence (a pooler,
+  /// a classifier of sequences). Rows of padding are zeros on both paths.
+  std::vector<float> head;
+};
+
+class EncoderEngine {
+ public:
+  /// Opens, plans, reads and packs. Throws Error for a checkpoint that is no encoder's.
+  EncoderEngine(std::shared_ptr<const Checkpoint> checkpoint, EncoderOptions options);
+  ~EncoderEngine();
+  EncoderEngine(const EncoderEngine&) = delete;
+  EncoderEngine& operator=(const EncoderEngine&) = delete;
+
+  const Program& program() const;
+  const EncoderOptions& options() const;
+  DType compute() const;
+  /// Of the largest batch so far; weights only before the first one.
+  const MemoryPlan& plan() const;
+  const LoadTimes& load_times() const;
+  Device& device();
+  /// The most tokens a sequence may have.
+  std::int64_t max_length() const;
+  /// Columns of the head's results; 0 where the model has no head.
+  std::int64_t head_columns() const;
+  /// Whether the head gives a row for each token.
+  bool head_has_rows() const;
+
+  /// Plans and takes the memory for batches of up to that many sequences of up to that many tokens. Error with what to
+  /// change where they do not fit the device.
+  void reserve(std::int64_t sequences, std::int64_t length);
+
+  /// Runs a batch; reserve() first where it needs more than there is. Error naming the sequence for ids outside of the
+  /// vocabulary, lengths out of range, and models without a head whose result is wanted.
+  void forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result);
+
+  /// Bytes and operations of the linear sites and attention over sequences of these lengths, without padding.
+  Cost cost(std::span<const std::int32_t> lengths) const;
+
+  /// Time by node of one forward pass of this batch, in the order of the nodes, summed over its passes.
+  std::vector<NodeTime> profile(const EncoderBatch& batch);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nibble

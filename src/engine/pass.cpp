@@ -1,0 +1,118 @@
+#include "engine/pass.h"
+
+#include <utility>
+
+namespace nibble {
+
+PassRunner::PassRunner(const Parts& parts, std::vector<ArenaSlot> slots) : p_(parts), slots_(std::move(slots)) {}
+
+MatrixRef PassRunner::matrix(BufferId id, const Pass& pass) const {
+  const BufferDesc& desc = p_.program->buffers[static_cast<std::size_t>(id)];
+  const ArenaSlot& slot = slots_[static_cast<std::size_t>(id)];
+  MatrixRef ref;
+  ref.data = p_.arena + slot.offset;
+  ref.dtype = slot.dtype;
+  ref.columns = desc.columns;
+  ref.stride = slot.stride;
+  ref.rows = desc.rows == RowSet::tokens ? pass.map.rows : pass.logits;
+  // The logits of all sequences stay until the next call, so a pass writes those of its own sequences only.
+  if (id == p_.program->logits && !p_.program->encoder)
+    ref.data = static_cast<float*>(ref.data) + pass.first_sequence * desc.columns;
+  return ref;
+}
+
+bool PassRunner::skips(std::size_t index, const Pass& pass) const {
+  const std::vector<BufferId> writes = (*p_.nodes)[index].writes();
+  const BufferId out = writes.empty() ? p_.program->hidden_state : writes.front();
+  return p_.program->buffers[static_cast<std::size_t>(out)].rows == RowSet::logits && pass.logits == 0;
+}
+
+void PassRunner::enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) const {
+  const LinearNode& node = *lowered.linear();
+  LinearArgs args;
+  args.x = matrix(lowered.norm ? lowered.norm->x : node.x, pass);
+  args.rows = args.x.rows;
+  if (lowered.norm) args.norm_weight = p_.weights->norm(lowered.norm->weight);
+  args.workspace = p_.scratch;
+  std::vector<MatrixRef> y;
+  if (lowered.add) {
+    y = {matrix(lowered.add->y, pass)};
+    args.residual = matrix(lowered.add->a == node.y[0] ? lowered.add->b : lowered.add->a, pass);
+  } else if (lowered.gated) {
+    y = {matrix(lowered.gated->y, pass)};
+  } else if (lowered.activation) {
+    y = {matrix(lowered.activation->y, pass)};
+  } else {
+    y.reserve(node.y.size());
+    for (const BufferId id : node.y) y.push_back(matrix(id, pass));
+  }
+  args.y = y;
+  lowered.kernel->enqueue(packed, args, *p_.stream);
+}
+
+void PassRunner::enqueue_embed(const EmbedNode& node, const Pass& pass) const {
+  EmbedArgs args;
+  args.map = pass.map;
+  args.table = p_.weights->table(node.table);
+  args.scale = node.scale;
+  args.y = matrix(node.y, pass);
+  if (!node.positions.empty()) {
+    args.positions = p_.weights->table(node.positions);
+    args.position_offset = node.position_offset;
+  }
+  if (!node.types.empty()) args.types = p_.weights->table(node.types);
+  p_.backend->embed(args, *p_.stream);
+}
+
+void PassRunner::enqueue_self_attention(const SelfAttentionNode& node, const Pass& pass) const {
+  SelfAttentionArgs args;
+  args.map = pass.map;
+  args.q = matrix(node.q, pass);
+  args.k = matrix(node.k, pass);
+  args.v = matrix(node.v, pass);
+  args.heads = node.heads;
+  args.scale = node.scale;
+  args.causal = node.causal;
+  args.compute = p_.compute;
+  args.valid = pass.valid;
+  if (!node.bias.empty()) {
+    args.bias = p_.weights->distance_bias(node.bias);
+    args.bias_reach = node.bias_distance;
+  }
+  args.materialise = p_.materialise;
+  args.y = matrix(node.y, pass);
+  args.workspace = p_.scratch;
+  p_.backend->self_attention(args, *p_.stream);
+}
+
+bool PassRunner::enqueue(std::size_t index, const Pass& pass) const {
+  const LoweredNode& lowered = (*p_.nodes)[index];
+  const auto& op = lowered.node.op;
+  Backend& ops = *p_.backend;
+  Stream& s = *p_.stream;
+  if (lowered.linear() != nullptr) {
+    enqueue_linear(lowered, p_.weights->packed(index), pass);
+  } else if (const auto* embed = std::get_if<EmbedNode>(&op)) {
+    enqueue_embed(*embed, pass);
+  } else if (const auto* norm = std::get_if<NormNode>(&op)) {
+    ops.norm({norm->kind, matrix(norm->x, pass), norm->groups, p_.weights->norm(norm->weight),
+              norm->bias.empty() ? nullptr : p_.weights->norm(norm->bias), norm->eps, matrix(norm->y, pass)},
+             s);
+  } else if (const auto* attention = std::get_if<SelfAttentionNode>(&op)) {
+    enqueue_self_attention(*attention, pass);
+  } else if (const auto* activation = std::get_if<ActivationNode>(&op)) {
+    ops.activation(activation->activation, matrix(activation->x, pass), matrix(activation->y, pass), s);
+  } else if (const auto* gated = std::get_if<GatedNode>(&op)) {
+    ops.gated_activation(gated->activation, matrix(gated->gate, pass), matrix(gated->up, pass), matrix(gated->y, pass),
+                         s);
+  } else if (const auto* add = std::get_if<AddNode>(&op)) {
+    ops.add(matrix(add->a, pass), matrix(add->b, pass), matrix(add->y, pass), s);
+  } else if (const auto* gather = std::get_if<GatherNode>(&op)) {
+    ops.gather_rows(matrix(gather->x, pass), pass.logit_rows, matrix(gather->y, pass), s);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace nibble

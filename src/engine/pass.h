@@ -1,0 +1,64 @@
+// One pass of rows through a lowered program: what the decoder's and the encoder's engines share.
+#pragma once
+
+#include "core/matrix.h"
+#include "engine/lowering.h"
+#include "engine/plan.h"
+#include "engine/weights.h"
+#include "models/program.h"
+#include "ops/backend.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+/// The rows of one pass, as the nodes see them.
+struct Pass {
+  RowMap map;
+  const std::int32_t* logit_rows = nullptr;       // [logits] rows of the pass
+  const std::int32_t* logit_positions = nullptr;  // [logits]
+  std::int64_t logits = 0;
+  std::int64_t first_sequence = 0;  // the sequence of the first row of logits; they follow each other
+  bool sample = true;
+  const std::int32_t* valid = nullptr;  // [sequences] rows of each that are no padding; null: all
+};
+
+class PassRunner {
+ public:
+  /// The parts must outlive the runner, and stay where they are.
+  struct Parts {
+    Backend* backend = nullptr;
+    Stream* stream = nullptr;
+    const Program* program = nullptr;
+    const std::vector<LoweredNode>* nodes = nullptr;
+    const Weights* weights = nullptr;
+    std::byte* arena = nullptr;
+    std::byte* scratch = nullptr;
+    DType compute = DType::f32;
+    bool materialise = false;  // SelfAttentionArgs::materialise
+  };
+  PassRunner() = default;
+  PassRunner(const Parts& parts, std::vector<ArenaSlot> slots);
+
+  MatrixRef matrix(BufferId id, const Pass& pass) const;
+  /// Whether the pass has no use for node `index`: its logits are wanted by nobody.
+  bool skips(std::size_t index, const Pass& pass) const;
+  /// Enqueues node `index`; false where it needs a cache, a table of rotations or a next token, which an encoder's pass
+  /// does not have.
+  bool enqueue(std::size_t index, const Pass& pass) const;
+
+ private:
+  void enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) const;
+  void enqueue_embed(const EmbedNode& node, const Pass& pass) const;
+  void enqueue_self_attention(const SelfAttentionNode& node, const Pass& pass) const;
+
+  Parts p_;
+  std::vector<ArenaSlot> slots_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,188 @@
+#include "models/encoder.h"
+
+#include "core/error.h"
+#include "models/decoder.h"
+
+#include <cmath>
+#include <utility>
+
+namespace nibble {
+namespace {
+
+// MPNet's table of biases has 32 buckets; keys 128 and more away share the last one of their side.
+constexpr std::int64_t kBiasBuckets = 32;
+constexpr std::int64_t kBiasDistance = 128;
+
+void check(bool good, const EncoderSpec& spec, std::string_view what, std::int64_t found) {
+  if (!good) fail("config.json of this {} model: {} (found {})", spec.architecture, what, found);
+}
+
+void check_spec(const EncoderSpec& s) {
+  const auto layers = static_cast<std::int64_t>(s.layers.size());
+  check(s.hidden > 0 && s.hidden <= kMaxHidden, s, "the hidden size is out of range", s.hidden);
+  check(s.embedding > 0 && s.embedding <= kMaxHidden, s, "the embedding size is out of range", s.embedding);
+  check(s.intermediate > 0 && s.intermediate <= kMaxHidden * 8, s, "the intermediate size is out of range",
+        s.intermediate);
+  check(layers > 0 && layers <= kMaxLayers, s, "the number of layers is out of range", layers);
+  check(s.heads > 0 && s.hidden % s.heads == 0, s, "the hidden size does not divide among the attention heads",
+        s.heads);
+  check(s.vocab > 0 && s.vocab <= kMaxVocab, s, "vocab_size is out of range", s.vocab);
+  check(s.max_positions > 0 && s.max_positions <= kMaxPositions, s, "max_position_embeddings is out of range",
+        s.max_positions);
+  check(s.types >= 0 && s.types <= kMaxVocab, s, "type_vocab_size is out of range", s.types);
+}
+
+class Builder {
+ public:
+  explicit Builder(const EncoderSpec& spec) : s_(spec) {
+    p_.architecture = s_.architecture;
+    p_.prefix = s_.prefix;
+    p_.hidden = s_.hidden;
+    p_.layers = static_cast<std::int64_t>(s_.layers.size());
+    p_.heads = s_.heads;
+    p_.head_dim = s_.hidden / s_.heads;
+    p_.vocab = s_.vocab;
+    p_.max_positions = s_.max_positions;
+    p_.types = s_.types;
+    p_.encoder = true;
+    p_.head = s_.head.kind;
+    p_.skipped_token = s_.skipped_token;
+  }
+
+  Program build() {
+    h_ = p_.hidden_state = buffer("hidden", s_.hidden);
+    sum_ = buffer("sum", s_.hidden);
+    q_ = buffer("q", s_.hidden);
+    k_ = buffer("k", s_.hidden);
+    v_ = buffer("v", s_.hidden);
+    attended_ = buffer("attended", s_.hidden);
+    branch_ = buffer("branch", s_.hidden);
+    inner_ = buffer("inner", s_.intermediate);
+    active_ = buffer("active", s_.intermediate);
+
+    layer_ = -1;
+    embed();
+    for (const EncoderLayer& layer : s_.layers) {
+      ++layer_;
+      if (s_.pre_norm) {
+        pre_norm_block(layer);
+      } else {
+        post_norm_block(layer);
+      }
+    }
+    ++layer_;
+    if (s_.pre_norm) norm(s_.final_norm, h_, h_);
+    head();
+    return std::move(p_);
+  }
+
+ private:
+  BufferId buffer(std::string name, std::int64_t columns, RowSet rows = RowSet::tokens) {
+    p_.buffers.push_back({std::move(name), columns, rows, false});
+    return static_cast<BufferId>(p_.buffers.size()) - 1;
+  }
+  template <typename T>
+  void emit(T op) {
+    p_.nodes.push_back({layer_, std::move(op)});
+  }
+  void norm(const std::string& module, BufferId x, BufferId y) {
+    emit(NormNode{NormKind::layer, module + ".weight", module + ".bias", 1, s_.norm_eps, x, y});
+  }
+  static LinearDesc linear(std::string name, std::int64_t in, std::int64_t out) {
+    return {std::move(name), in, out, true, std::nullopt};
+  }
+  void one(const std::string& name, std::int64_t in, std::int64_t out, BufferId x, BufferId y, bool in_block = true) {
+    emit(LinearNode{{linear(name, in, out)}, {}, in_block, x, {y}, {}});
+  }
+
+  void embed() {
+    const bool projects = s_.embedding != s_.hidden;
+    const BufferId e = projects ? buffer("embedding", s_.embedding) : h_;
+    EmbedNode node;
+    node.table = s_.word_table;
+    node.y = e;
+    node.positions = s_.position_table;
+    node.position_offset = s_.position_offset;
+    if (s_.types > 0) node.types = s_.type_table;
+    emit(std::move(node));
+    if (!s_.embedding_norm.empty()) norm(s_.embedding_norm, e, e);
+    if (projects) one(s_.projection, s_.embedding, s_.hidden, e, h_, false);
+  }
+
+  void attention(const EncoderLayer& layer, BufferId x) {
+    emit(LinearNode{{linear(layer.q, s_.hidden, s_.hidden), linear(layer.k, s_.hidden, s_.hidden),
+                     linear(layer.v, s_.hidden, s_.hidden)},
+                    {},
+                    true,
+                    x,
+                    {q_, k_, v_},
+                    {}});
+    SelfAttentionNode node;
+    node.heads = s_.heads;
+    node.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(p_.head_dim)));
+    node.causal = s_.causal;
+    if (!s_.position_bias.empty()) {
+      node.bias = s_.position_bias;
+      node.bias_buckets = kBiasBuckets;
+      node.bias_distance = kBiasDistance;
+    }
+    node.q = q_;
+    node.k = k_;
+    node.v = v_;
+    node.y = attended_;
+    emit(std::move(node));
+    one(layer.o, s_.hidden, s_.hidden, attended_, branch_);
+  }
+  void mlp(const EncoderLayer& layer, BufferId x) {
+    one(layer.up, s_.hidden, s_.intermediate, x, inner_);
+    emit(ActivationNode{s_.activation, inner_, active_});
+    one(layer.down, s_.intermediate, s_.hidden, active_, branch_);
+  }
+  void post_norm_block(const EncoderLayer& layer) {
+    attention(layer, h_);
+    emit(AddNode{h_, branch_, sum_});
+    norm(layer.attention_norm, sum_, h_);
+    mlp(layer, h_);
+    emit(AddNode{h_, branch_, sum_});
+    norm(layer.output_norm, sum_, h_);
+  }
+  void pre_norm_block(const EncoderLayer& layer) {
+    norm(layer.attention_norm, h_, sum_);
+    attention(layer, sum_);
+    emit(AddNode{h_, branch_, h_});
+    norm(layer.output_norm, h_, sum_);
+    mlp(layer, sum_);
+    emit(AddNode{h_, branch_, h_});
+  }
+
+  void head() {
+    if (s_.head.stages.empty()) return;
+    BufferId x = buffer("head_in", s_.hidden, RowSet::logits);
+    emit(GatherNode{h_, x});
+    std::int64_t width = s_.hidden;
+    for (const HeadStage& stage : s_.head.stages) {
+      const BufferId y = buffer("head_" + stage.name, stage.out, RowSet::logits);
+      LinearNode node{{linear(stage.name, width, stage.out)}, stage.tied_weight, false, x, {y}, stage.bias};
+      emit(std::move(node));
+      x = y;
+      width = stage.out;
+      if (stage.activation) emit(ActivationNode{*stage.activation, x, x});
+      if (!stage.norm.empty()) norm(stage.norm, x, x);
+    }
+    p_.logits = x;
+  }
+
+  const EncoderSpec& s_;
+  Program p_;
+  int layer_ = -1;
+  BufferId h_ = -1, sum_ = -1, q_ = -1, k_ = -1, v_ = -1, attended_ = -1, branch_ = -1, inner_ = -1, active_ = -1;
+};
+
+}  // namespace
+
+Program build_encoder(const EncoderSpec& spec) {
+  check_spec(spec);
+  return Builder(spec).build();
+}
+
+}  // namespace nibble

@@ -1,0 +1,64 @@
+// An encoder of text in canonical words, and the program that it becomes. Families translate their config into this.
+#pragma once
+
+#include "models/program.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace nibble {
+
+/// One linear layer of a head with what follows it.
+struct HeadStage {
+  std::string name;  // module
+  std::int64_t out = 0;
+  std::optional<ActivationKind> activation = {};
+  std::string norm = {};         // module of a layer norm behind it; empty: none
+  std::string tied_weight = {};  // the weight is this tensor
+  std::string bias = {};         // the bias is this tensor instead of name + ".bias"
+};
+
+struct HeadSpec {
+  HeadKind kind = HeadKind::none;
+  std::vector<HeadStage> stages;
+};
+
+/// The modules of one block, by their full names in the checkpoint.
+struct EncoderLayer {
+  std::string q, k, v, o, attention_norm, up, down, output_norm;
+};
+
+/// Post-norm (BERT): x = norm(x + o(attention(q, k, v of x))); x = norm(x + down(act(up(x)))).
+/// Pre-norm: x += o(attention(.. of norm(x))); x += down(act(up(norm(x)))), and a norm behind the last block.
+struct EncoderSpec {
+  std::string architecture;
+  std::string prefix;
+  std::int64_t hidden = 0;
+  std::int64_t embedding = 0;  // columns of the embedding tables; they are projected where this is not `hidden`
+  std::int64_t intermediate = 0;
+  std::int64_t heads = 0;
+  std::int64_t vocab = 0;
+  std::int64_t max_positions = 0;  // that sequences may have
+  std::int64_t position_offset = 0;
+  std::int64_t types = 0;  // token types; 0: none
+  float norm_eps = 1e-12F;
+  ActivationKind activation = ActivationKind::gelu;
+  bool pre_norm = false;
+  bool causal = false;
+  std::int32_t skipped_token = -1;
+
+  std::string word_table, position_table, type_table;  // tensors
+  std::string embedding_norm;                          // module; empty: none
+  std::string projection;                              // module, where embedding != hidden
+  std::string final_norm;                              // module, with pre_norm
+  std::string position_bias;                           // tensor [32, heads] as MPNet has it; empty: none
+  std::vector<EncoderLayer> layers;                    // two with the same names share their weights
+  HeadSpec head;
+};
+
+/// Throws Error naming the field where sizes do not fit each other or exceed the limits of models/decoder.h.
+Program build_encoder(const EncoderSpec& spec);
+
+}  // namespace nibble
