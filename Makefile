@@ -15,10 +15,11 @@ GGUF := $(CACHE)/smollm2-135m-instruct-q4_1.gguf
 MODEL := $(CACHE)/SmolLM2-135M-Instruct
 QUANTISED := $(MODEL)-GPTQ-4bit-64g
 TEXT := $(CACHE)/text
+ENCODER := $(CACHE)/all-MiniLM-L6-v2
 
 .PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan cuda-all \
         install clean \
-        model text quantise
+        model text quantise encoder
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +69,12 @@ $(QUANTISED)/config.json: $(MODEL)/config.json $(TEXT)/calibration.txt | program
 	  --dataset $(TEXT)/calibration.txt $(QUANTISED)
 
 model: $(MODEL)/config.json  ## get the default model and import it as a Hugging Face folder
+
+$(ENCODER)/config.json: tools/requirements-encoder.txt | deps
+	@tools/get-encoder.sh $(ENCODER)
+	@touch $@
+
+encoder: $(ENCODER)/config.json  ## get the default encoder, all-MiniLM-L6-v2, as a Hugging Face folder
 
 text: $(TEXT)/calibration.txt  ## get the text for calibration and perplexity
 
