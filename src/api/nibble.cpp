@@ -37,7 +37,7 @@ std::shared_ptr<const Checkpoint> open(const std::string& model, const LoadOptio
 
 // A folder for benchmarks need have none.
 std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
-  if (!std::filesystem::exists(folder / "tokenizer.json")) return std::nullopt;
+  if (!Tokenizer::is_in(folder)) return std::nullopt;
   return Tokenizer::load(folder);
 }
 
@@ -52,7 +52,7 @@ struct LanguageModel::Impl {
 
   const Tokenizer& tokenizer() const {
     if (!maybe_tokenizer)
-      fail("{} has no tokenizer.json: only calls that take token ids work on it", checkpoint->folder().string());
+      fail("{} has no tokenizer: only calls that take token ids work on it", checkpoint->folder().string());
     return *maybe_tokenizer;
   }
 

@@ -4,12 +4,14 @@
 #include "core/file.h"
 #include "formats/json.h"
 #include "formats/tokenizer_added.h"
+#include "formats/tokenizer_files.h"
 #include "formats/tokenizer_parts.h"
 #include "formats/unicode.h"
 
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <unordered_map>
 
 namespace nibble {
@@ -20,13 +22,8 @@ namespace fs = std::filesystem;
 /// The most that one encode() takes: offsets are 32 bits wide and byte-level spelling doubles a text.
 constexpr std::size_t kMaxTextBytes = std::size_t{1} << 30;
 
-/// tokenizer_config.json gives a token as a string or as an object with its content and flags.
-std::optional<std::string> role_token(const JsonView& config, const std::string& key) {
-  if (!config.has(key)) return std::nullopt;
-  const nlohmann::json& value = config.value().at(key);
-  if (value.is_object()) return config.object(key)->text("content");
-  return config.text(key);
-}
+/// A model_max_length above this says nothing.
+constexpr double kMaxModelLength = 1e9;
 
 }  // namespace
 
@@ -43,6 +40,8 @@ struct Tokenizer::Impl {
   AddedTokenFinder normalized_finder;  // the others
   std::size_t id_end = 0;
   SpecialTokens special;
+  std::optional<std::size_t> model_max_length;
+  bool truncate_left = false;
 
   Impl(const nlohmann::json& json, std::string_view name) {
     const JsonView file(json, std::string(name));
@@ -56,9 +55,11 @@ struct Tokenizer::Impl {
     model = make_token_model(*view);
     added = read_added_tokens(file);
     index_added_tokens();
-    for (const auto* side : {&frame.before, &frame.after}) {
-      for (const std::int32_t id : *side) {
-        if (!spelling(id)) fail("{}: post_processor adds the token id {}, which no token has", name, id);
+    for (const auto* parts : {&frame.single, &frame.pair}) {
+      for (const FramePart& item : *parts) {
+        if (item.text < 0 && !spelling(item.id)) {
+          fail("{}: post_processor adds the token id {}, which no token has", name, item.id);
+        }
       }
     }
   }
@@ -97,10 +98,53 @@ struct Tokenizer::Impl {
     read_role("eos_token", special.eos);
     read_role("pad_token", special.pad);
     read_role("unk_token", special.unk);
-    if (is_tokenizer_config && (config.has("add_bos_token") || config.has("add_eos_token"))) {
+    read_role("cls_token", special.cls);
+    read_role("sep_token", special.sep);
+    read_role("mask_token", special.mask);
+    if (!is_tokenizer_config) return;
+    truncate_left = config.text("truncation_side", "right") == "left";
+    const double limit = config.number("model_max_length", 0);
+    if (limit >= 1 && limit <= kMaxModelLength) model_max_length = static_cast<std::size_t>(limit);
+    if (config.has("add_bos_token") || config.has("add_eos_token")) {
       frame = {};
-      if (config.boolean("add_bos_token", false) && special.bos) frame.before.push_back(*special.bos);
-      if (config.boolean("add_eos_token", false) && special.eos) frame.after.push_back(*special.eos);
+      wrap_texts(config.boolean("add_bos_token", false) ? special.bos : std::nullopt,
+                 config.boolean("add_eos_token", false) ? special.eos : std::nullopt);
+    }
+  }
+
+  /// Puts tokens before and after every text, in its segment.
+  void wrap_texts(std::optional<std::int32_t> bos, std::optional<std::int32_t> eos) {
+    for (auto* parts : {&frame.single, &frame.pair}) {
+      std::vector<FramePart> wrapped;
+      for (const FramePart& text : *parts) {
+        if (bos) wrapped.push_back({-1, *bos, text.type_id});
+        wrapped.push_back(text);
+        if (eos) wrapped.push_back({-1, *eos, text.type_id});
+      }
+      *parts = std::move(wrapped);
+    }
+  }
+
+  /// Folders of encoders often leave the roles to the class. A special token for masks tells which class it is.
+  void assume_roles() {
+    const auto find = [&](std::string_view token) -> std::optional<std::int32_t> {
+      const auto it = added_by_content.find(token);
+      if (it == added_by_content.end() || !it->second->special) return std::nullopt;
+      return it->second->id;
+    };
+    const auto assume = [&](std::string_view token, std::optional<std::int32_t>& role) {
+      if (!role) role = find(token);
+    };
+    if (find("[MASK]")) {
+      assume("[PAD]", special.pad);
+      assume("[CLS]", special.cls);
+      assume("[SEP]", special.sep);
+      assume("[MASK]", special.mask);
+    } else if (find("<mask>")) {
+      assume("<pad>", special.pad);
+      assume("<s>", special.cls);
+      assume("</s>", special.sep);
+      assume("<mask>", special.mask);
     }
   }
 
@@ -111,6 +155,76 @@ struct Tokenizer::Impl {
     for (const TextRange range : pieces.ranges) {
       model->encode(std::string_view(pieces.text).substr(range.begin, range.end - range.begin), scratch, ids);
     }
+  }
+
+  /// Appends the ids of a whole text, without special tokens around it.
+  void append_text(std::string_view text, std::vector<std::int32_t>& ids) const {
+    if (text.size() > kMaxTextBytes) {
+      fail("a text of {} bytes is too long to encode at once; the limit is {} bytes", text.size(), kMaxTextBytes);
+    }
+    std::string repaired;
+    if (!is_valid_utf8(text)) {
+      repaired = to_valid_utf8(text);
+      text = repaired;
+    }
+    const auto scratch = model->make_scratch(text.size());
+    for (const AddedSplit& split : raw_finder.split(text)) {
+      if (split.id >= 0) {
+        ids.push_back(split.id);
+      } else {
+        encode_section(text.substr(split.range.begin, split.range.end - split.range.begin), split.range.begin == 0,
+                       *scratch, ids);
+      }
+    }
+  }
+
+  /// Cuts the texts so that they have at most `budget` tokens in all.
+  void truncate(std::span<std::vector<std::int32_t>> texts, std::size_t budget) const {
+    std::size_t total = 0;
+    for (const auto& ids : texts) total += ids.size();
+    if (total <= budget) return;
+    if (texts.size() == 1) {
+      keep(texts[0], budget);
+      return;
+    }
+    // The shorter one loses nothing up to half the budget; of two longer than that, the second has the odd token.
+    auto& shorter = texts[0].size() <= texts[1].size() ? texts[0] : texts[1];
+    auto& longer = texts[0].size() <= texts[1].size() ? texts[1] : texts[0];
+    const std::size_t kept = std::min(shorter.size(), budget / 2);
+    keep(shorter, kept);
+    keep(longer, budget - kept);
+  }
+
+  void keep(std::vector<std::int32_t>& ids, std::size_t count) const {
+    const auto excess = static_cast<std::ptrdiff_t>(ids.size() - count);
+    if (truncate_left) {
+      ids.erase(ids.begin(), ids.begin() + excess);
+    } else {
+      ids.erase(ids.end() - excess, ids.end());
+    }
+  }
+
+  /// Truncates the texts and puts them together.
+  EncodedText assemble(std::span<std::vector<std::int32_t>> texts, const std::vector<FramePart>& parts,
+                       const EncodeOptions& options) const {
+    const std::size_t around = options.add_special_tokens ? SpecialFrame::special_count(parts) : 0;
+    if (options.max_length) {
+      if (*options.max_length < around) {
+        fail("max_length is {}, but the special tokens alone are {}; give a larger one", *options.max_length, around);
+      }
+      truncate(texts, *options.max_length - around);
+    }
+    EncodedText out;
+    for (const FramePart& part : parts) {
+      if (part.text >= 0) {
+        const auto& ids = texts[static_cast<std::size_t>(part.text)];
+        out.ids.insert(out.ids.end(), ids.begin(), ids.end());
+      } else if (options.add_special_tokens) {
+        out.ids.push_back(part.id);
+      }
+      out.type_ids.resize(out.ids.size(), part.type_id);
+    }
+    return out;
   }
 
   /// Text between two added tokens that are looked for before normalising.
@@ -146,49 +260,64 @@ Tokenizer Tokenizer::load(const fs::path& folder_or_file) {
   std::error_code ignored;
   const bool is_folder = fs::is_directory(folder_or_file, ignored);
   const fs::path file = is_folder ? folder_or_file / "tokenizer.json" : folder_or_file;
-  if (!fs::exists(file, ignored)) {
+  std::optional<Tokenizer> tokenizer;
+  if (fs::exists(file, ignored)) {
+    tokenizer = Tokenizer(std::make_unique<Impl>(read_json_file(file), file.string()));
+  } else if (is_folder && has_vocabulary_files(folder_or_file)) {
+    const VocabularyFiles read = read_vocabulary_files(folder_or_file);
+    tokenizer = Tokenizer(std::make_unique<Impl>(read.tokenizer, read.name));
+  } else {
     fail(
-        "{}: there is no tokenizer.json (vocab.json, merges.txt and tokenizer.model are not read; transformers' "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes a tokenizer.json from them)",
+        "{}: there is no tokenizer.json, nor vocab.txt, nor vocab.json with merges.txt (tokenizer.model is not read; "
+        "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes a tokenizer.json from it)",
         (is_folder ? folder_or_file : file).string());
   }
-  Tokenizer tokenizer(std::make_unique<Impl>(read_json_file(file), file.string()));
   for (const char* name : {"tokenizer_config.json", "special_tokens_map.json"}) {
     const fs::path beside = file.parent_path() / name;
     if (!fs::exists(beside, ignored)) continue;
     const nlohmann::json json = read_json_file(beside);
-    tokenizer.impl_->read_config(JsonView(json, beside.string()), name == std::string_view("tokenizer_config.json"));
+    tokenizer->impl_->read_config(JsonView(json, beside.string()), name == std::string_view("tokenizer_config.json"));
   }
-  return tokenizer;
+  tokenizer->impl_->assume_roles();
+  return std::move(*tokenizer);
+}
+
+bool Tokenizer::is_in(const fs::path& folder) {
+  std::error_code ignored;
+  return fs::exists(folder / "tokenizer.json", ignored) || has_vocabulary_files(folder);
 }
 
 Tokenizer Tokenizer::from_json(std::string_view json, std::string_view name) {
-  return Tokenizer(std::make_unique<Impl>(parse_json(json, name), name));
+  Tokenizer tokenizer(std::make_unique<Impl>(parse_json(json, name), name));
+  tokenizer.impl_->assume_roles();
+  return tokenizer;
 }
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
-  if (text.size() > kMaxTextBytes) {
-    fail("a text of {} bytes is too long to encode at once; the limit is {} bytes", text.size(), kMaxTextBytes);
-  }
-  std::string repaired;
-  if (!is_valid_utf8(text)) {
-    repaired = to_valid_utf8(text);
-    text = repaired;
-  }
   std::vector<std::int32_t> ids;
-  ids.reserve(text.size() / 3 + 8);
-  if (add_special_tokens) ids = impl_->frame.before;
-  const auto scratch = impl_->model->make_scratch(text.size());
-  for (const AddedSplit& split : impl_->raw_finder.split(text)) {
-    if (split.id >= 0) {
-      ids.push_back(split.id);
-    } else {
-      impl_->encode_section(text.substr(split.range.begin, split.range.end - split.range.begin), split.range.begin == 0,
-                            *scratch, ids);
+  ids.reserve(std::min(text.size(), kMaxTextBytes) / 3 + 8);
+  for (const FramePart& part : impl_->frame.single) {
+    if (part.text >= 0) {
+      impl_->append_text(text, ids);
+    } else if (add_special_tokens) {
+      ids.push_back(part.id);
     }
   }
-  if (add_special_tokens) ids.insert(ids.end(), impl_->frame.after.begin(), impl_->frame.after.end());
   return ids;
+}
+
+EncodedText Tokenizer::encode_text(std::string_view text, const EncodeOptions& options) const {
+  std::array<std::vector<std::int32_t>, 1> texts;
+  impl_->append_text(text, texts[0]);
+  return impl_->assemble(texts, impl_->frame.single, options);
+}
+
+EncodedText Tokenizer::encode_pair(std::string_view first, std::string_view second,
+                                   const EncodeOptions& options) const {
+  std::array<std::vector<std::int32_t>, 2> texts;
+  impl_->append_text(first, texts[0]);
+  impl_->append_text(second, texts[1]);
+  return impl_->assemble(texts, impl_->frame.pair, options);
 }
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special_tokens) const {
@@ -218,6 +347,8 @@ bool Tokenizer::is_special(std::int32_t id) const {
 }
 
 std::size_t Tokenizer::vocab_size() const { return impl_->id_end; }
+
+std::optional<std::size_t> Tokenizer::model_max_length() const { return impl_->model_max_length; }
 
 const SpecialTokens& Tokenizer::special() const { return impl_->special; }
 

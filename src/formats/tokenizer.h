@@ -1,7 +1,8 @@
 // Text to token ids and back, as a tokenizer.json of Hugging Face's `tokenizers` library says. The format's parts are
 // normalizers, pre-tokenizers, a model, post-processors and decoders; docs: https://huggingface.co/docs/tokenizers.
-// Read here: BPE models, byte-level (GPT-2, Llama 3, Qwen 2, SmolLM2) and of sentencepiece's kind with byte fallback
-// (Llama 2, Mistral). A part that this library does not have is refused with a sentence that names it.
+// Read here: BPE models, byte-level (GPT-2, Llama 3, Qwen 2, SmolLM2, RoBERTa) and of sentencepiece's kind with byte
+// fallback (Llama 2, Mistral), WordPiece (BERT, MPNet) and Unigram (XLM-R, ALBERT, T5). A part that this library does
+// not have is refused with a sentence that names it.
 #pragma once
 
 #include <cstddef>
@@ -16,12 +17,31 @@
 
 namespace nibble {
 
-/// Ids of the tokens that have a role, where tokenizer_config.json or special_tokens_map.json names them.
+/// Ids of the tokens that have a role, where tokenizer_config.json or special_tokens_map.json names them. Where they do
+/// not name pad, cls, sep or mask, the special tokens that BERT's and RoBERTa's classes have for these by default.
 struct SpecialTokens {
   std::optional<std::int32_t> bos;
   std::optional<std::int32_t> eos;
   std::optional<std::int32_t> pad;
   std::optional<std::int32_t> unk;
+  std::optional<std::int32_t> cls;
+  std::optional<std::int32_t> sep;
+  std::optional<std::int32_t> mask;
+};
+
+/// What an encoder takes for one text or a pair of texts.
+struct EncodedText {
+  std::vector<std::int32_t> ids;
+  std::vector<std::int32_t> type_ids;  // as many: the segment of each token, 0 or 1 in BERT
+};
+
+struct EncodeOptions {
+  /// Adds what the post-processor has around and between the texts.
+  bool add_special_tokens = true;
+  /// The most tokens, special ones among them. What is too long is cut as transformers does with truncation=True: at
+  /// its end (or at its start, where tokenizer_config.json has truncation_side "left"); of a pair the longer text
+  /// first, until both are of one length.
+  std::optional<std::size_t> max_length;
 };
 
 /// Immutable after load; all members may be called from several threads at once.
@@ -29,11 +49,15 @@ class Tokenizer {
  public:
   /// Reads a model folder (tokenizer.json, and if there tokenizer_config.json and special_tokens_map.json) or a
   /// tokenizer.json by itself (its neighbours are read as well). Where tokenizer_config.json says add_bos_token or
-  /// add_eos_token, these replace the file's post-processor, as transformers has it.
+  /// add_eos_token, these replace the file's post-processor, as transformers has it. A folder without tokenizer.json
+  /// may have vocab.txt (BERT's and MPNet's WordPiece) or vocab.json with merges.txt (GPT-2's and RoBERTa's BPE).
   /// Throws Error for a file that is absent, too large, malformed or asks for a part that is not supported.
   static Tokenizer load(const std::filesystem::path& folder_or_file);
 
-  /// The same from the JSON's text; `name` stands in error messages for the file.
+  /// Whether a folder has files that load() reads.
+  static bool is_in(const std::filesystem::path& folder);
+
+  /// load() from the text of a tokenizer.json; `name` stands in error messages for the file.
   static Tokenizer from_json(std::string_view json, std::string_view name);
 
   Tokenizer(Tokenizer&&) noexcept;
@@ -44,6 +68,15 @@ class Tokenizer {
   /// ids in any case; `add_special_tokens` is about those that the post-processor adds (a leading BOS, say).
   /// Throws Error for more than 1 GiB, or where a regular expression of the file exceeds its limits on this text.
   std::vector<std::int32_t> encode(std::string_view text, bool add_special_tokens) const;
+
+  /// Ids and segments of one text, and of a pair (a question and a passage, say). Throws Error as encode() does, and
+  /// where max_length is less than the special tokens alone.
+  EncodedText encode_text(std::string_view text, const EncodeOptions& options = {}) const;
+  EncodedText encode_pair(std::string_view first, std::string_view second, const EncodeOptions& options = {}) const;
+
+  /// model_max_length of tokenizer_config.json: the tokens, special ones among them, that the model takes at most. None
+  /// where it is absent or so large (transformers writes 1e30) that it says nothing.
+  std::optional<std::size_t> model_max_length() const;
 
   /// Text of the ids, always valid UTF-8. Ids that no token has (a model's padded vocabulary) give nothing.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special_tokens) const;

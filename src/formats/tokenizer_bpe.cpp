@@ -3,6 +3,7 @@
 // is left. A queue of candidates over a linked list of symbols makes that n log n for a piece of n characters.
 #include "core/error.h"
 #include "formats/tokenizer_parts.h"
+#include "formats/tokenizer_vocab.h"
 #include "formats/unicode.h"
 
 #include <nlohmann/json.hpp>
@@ -12,7 +13,6 @@
 #include <bit>
 #include <cstring>
 #include <limits>
-#include <unordered_map>
 
 namespace nibble {
 namespace {
@@ -155,12 +155,13 @@ class BpeScratch final : public TokenModel::Scratch {
 class BpeModel final : public TokenModel {
  public:
   explicit BpeModel(const JsonView& part)
-      : fuse_unk_(part.boolean("fuse_unk", false)),
+      : vocab_(part),
+        fuse_unk_(part.boolean("fuse_unk", false)),
         ignore_merges_(part.boolean("ignore_merges", false)),
         prefix_(part.text("continuing_subword_prefix", "")),
         suffix_(part.text("end_of_word_suffix", "")) {
-    read_vocab(part);
-    if (part.boolean("byte_fallback", false)) find_byte_tokens();
+    // A byte's token that is missing is noticed where it would be used.
+    if (part.boolean("byte_fallback", false)) byte_tokens_ = vocab_.byte_tokens();
     if (part.has("unk_token")) {
       const auto id = token_id(part.text("unk_token"));
       if (!id) part.refuse("unk_token", "a token of the vocabulary");
@@ -182,45 +183,11 @@ class BpeModel final : public TokenModel {
     }
   }
 
-  std::optional<std::int32_t> token_id(std::string_view token) const override {
-    const auto it = ids_.find(token);
-    if (it == ids_.end()) return std::nullopt;
-    return it->second;
-  }
-
-  std::optional<std::string_view> token(std::int32_t id) const override {
-    if (id < 0 || static_cast<std::size_t>(id) >= tokens_.size()) return std::nullopt;
-    return tokens_[static_cast<std::size_t>(id)];
-  }
-
-  std::size_t id_end() const override { return tokens_.size(); }
+  std::optional<std::int32_t> token_id(std::string_view token) const override { return vocab_.token_id(token); }
+  std::optional<std::string_view> token(std::int32_t id) const override { return vocab_.token(id); }
+  std::size_t id_end() const override { return vocab_.id_end(); }
 
  private:
-  void read_vocab(const JsonView& part) {
-    const auto vocab = part.object("vocab");
-    if (!vocab) part.refuse("vocab", "an object of tokens and their ids");
-    const json& entries = vocab->value();
-    std::size_t end = 0;
-    for (const auto& [token, id] : entries.items()) end = std::max(end, to_index(to_token_id(id, vocab->place())) + 1);
-    tokens_.resize(end);
-    ids_.reserve(entries.size());
-    for (const auto& [token, value] : entries.items()) {
-      const auto id = value.get<std::int32_t>();
-      auto& slot = tokens_[static_cast<std::size_t>(id)];
-      if (slot) fail("{}: the tokens \"{}\" and \"{}\" have one id, {}", vocab->place(), *slot, token, id);
-      // The map's keys stay where they are, so that the table by id can point at them.
-      slot = ids_.emplace(token, id).first->first;
-    }
-  }
-
-  /// Byte fallback needs the tokens <0x00> to <0xFF>; one that is missing is noticed where it would be used.
-  void find_byte_tokens() {
-    byte_tokens_.emplace();
-    for (std::size_t byte = 0; byte < 256; ++byte) {
-      (*byte_tokens_)[byte] = token_id(fmt::format("<0x{:02X}>", byte)).value_or(kNone);
-    }
-  }
-
   void read_merges(const JsonView& part) {
     const auto found = part.value().find("merges");
     if (found == part.value().end() || !found->is_array()) part.refuse("merges", "a list of merges");
@@ -270,7 +237,7 @@ class BpeModel final : public TokenModel {
   /// merge.
   void find_joins(const std::vector<std::pair<std::int32_t, std::int32_t>>& pairs) {
     if (ignore_merges_ || !prefix_.empty() || !suffix_.empty() || !byte_tokens_) return;
-    std::vector<bool> is_byte(tokens_.size());
+    std::vector<bool> is_byte(vocab_.id_end());
     for (const std::int32_t id : *byte_tokens_) {
       if (id == kNone) return;
       is_byte[to_index(id)] = true;
@@ -278,8 +245,8 @@ class BpeModel final : public TokenModel {
     PairTable joins(pairs.size());
     for (const auto& [left, right] : pairs) {
       if (is_byte[to_index(left)] || is_byte[to_index(right)]) return;
-      const std::string_view before = *tokens_[to_index(left)];
-      const std::string_view after = *tokens_[to_index(right)];
+      const std::string_view before = *vocab_.token(left);
+      const std::string_view after = *vocab_.token(right);
       // Nothing joins an empty token, but a table of characters cannot say so.
       if (before.empty() || after.empty()) return;
       const char32_t last = utf8_at(before, utf8_before(before, before.size())).code;
@@ -410,18 +377,13 @@ class BpeModel final : public TokenModel {
     }
   }
 
+  TokenVocab vocab_;
   bool fuse_unk_;
   bool ignore_merges_;
   std::string prefix_;
   std::string suffix_;
   std::int32_t unk_ = kNone;
 
-  struct Hash {
-    using is_transparent = void;
-    std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
-  };
-  std::unordered_map<std::string, std::int32_t, Hash, std::equal_to<>> ids_;
-  std::vector<std::optional<std::string_view>> tokens_;  // by id
   std::optional<std::array<std::int32_t, 256>> byte_tokens_;
   PairTable merges_{0};
   std::optional<PairTable> joins_;  // last and first characters of all that merges

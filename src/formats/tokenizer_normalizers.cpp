@@ -44,18 +44,105 @@ class StripNormalizer final : public Normalizer {
   bool right_;
 };
 
+/// The text with each character through `map(out, code, character)`, which appends what stands for it.
+template <typename Map>
+std::string map_text(std::string_view text, Map&& map) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t i = 0; i < text.size();) {
+    const Utf8Char c = utf8_at(text, i);
+    map(out, c.code, text.substr(i, c.length));
+    i += c.length;
+  }
+  return out;
+}
+
 /// Drops combining marks, which NFD before it has split off.
 class StripAccentsNormalizer final : public Normalizer {
  public:
   void normalize(std::string& text) const override {
-    std::string out;
-    out.reserve(text.size());
-    for (std::size_t i = 0; i < text.size();) {
-      const Utf8Char c = utf8_at(text, i);
-      if (!is_unicode_mark(c.code)) out.append(text, i, c.length);
-      i += c.length;
+    text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+      if (!is_unicode_mark(code)) out += character;
+    });
+  }
+};
+
+/// Blocks of Chinese characters, which BERT makes words of their own.
+bool is_cjk_ideograph(char32_t code) {
+  return (code >= 0x4E00 && code <= 0x9FFF) || (code >= 0x3400 && code <= 0x4DBF) ||
+         (code >= 0x20000 && code <= 0x2A6DF) || (code >= 0x2A700 && code <= 0x2B81F) ||
+         (code >= 0x2B920 && code <= 0x2CEAF) || (code >= 0xF900 && code <= 0xFAFF) ||
+         (code >= 0x2F800 && code <= 0x2FA1F);
+}
+
+/// BERT's: drop control characters, make white space spaces, put spaces around ideographs, drop accents, lower case;
+/// each where the file asks for it.
+class BertNormalizer final : public Normalizer {
+ public:
+  explicit BertNormalizer(const JsonView& part)
+      : clean_(part.boolean("clean_text", true)),
+        ideographs_(part.boolean("handle_chinese_chars", true)),
+        lowercase_(part.boolean("lowercase", true)),
+        strip_accents_(part.boolean("strip_accents", lowercase_)) {}
+
+  void normalize(std::string& text) const override {
+    if (clean_) {
+      text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+        // Tab and the ends of lines are control characters as well; the other such spaces are dropped.
+        if (code == '\t' || code == '\n' || code == '\r') {
+          out.push_back(' ');
+        } else if (code != 0xFFFD && !is_unicode_control(code)) {
+          out += is_unicode_space(code) ? " " : character;
+        }
+      });
     }
-    text = std::move(out);
+    if (ideographs_) {
+      text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+        const bool is_word = is_cjk_ideograph(code);
+        if (is_word) out.push_back(' ');
+        out += character;
+        if (is_word) out.push_back(' ');
+      });
+    }
+    if (strip_accents_) {
+      text = map_text(normalize_unicode(text, NormalForm::nfd),
+                      [](std::string& out, char32_t code, std::string_view character) {
+                        if (!is_unicode_nonspacing_mark(code)) out += character;
+                      });
+    }
+    if (lowercase_) text = lowercase_unicode(text);
+  }
+
+ private:
+  bool clean_;
+  bool ideographs_;
+  bool lowercase_;
+  bool strip_accents_;
+};
+
+/// Sentencepiece's rules for translation: drop control characters, and make spaces of white space, of characters
+/// without width and of its own mark for a space.
+class NmtNormalizer final : public Normalizer {
+ public:
+  void normalize(std::string& text) const override {
+    text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+      if (is_space(code)) {
+        out.push_back(' ');
+      } else if (!is_dropped(code)) {
+        out += character;
+      }
+    });
+  }
+
+ private:
+  static bool is_dropped(char32_t code) {
+    return (code >= 0x01 && code <= 0x08) || code == 0x0B || (code >= 0x0E && code <= 0x1F) || code == 0x7F ||
+           code == 0x8F || code == 0x9F;
+  }
+  static bool is_space(char32_t code) {
+    return code == 0x09 || code == 0x0A || code == 0x0C || code == 0x0D || code == 0x1680 ||
+           (code >= 0x200B && code <= 0x200F) || code == 0x2028 || code == 0x2029 || code == 0x2581 || code == 0xFEFF ||
+           code == 0xFFFD;
   }
 };
 
@@ -143,9 +230,12 @@ std::unique_ptr<Normalizer> make_normalizer(const JsonView& part) {
     return std::make_unique<PrependNormalizer>(std::move(prefix));
   }
   if (type == "ByteLevel") return std::make_unique<ByteLevelNormalizer>();
+  if (type == "BertNormalizer") return std::make_unique<BertNormalizer>(part);
+  if (type == "Nmt") return std::make_unique<NmtNormalizer>();
+  if (type == "Precompiled") return make_precompiled_normalizer(part);
   fail(
       "{}: the normalizer \"{}\" is not supported (supported: Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Strip, "
-      "StripAccents, Replace, Prepend, ByteLevel)",
+      "StripAccents, Replace, Prepend, ByteLevel, BertNormalizer, Nmt, Precompiled)",
       part.place(), type);
 }
 

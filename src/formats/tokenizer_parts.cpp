@@ -51,10 +51,16 @@ constexpr std::array<std::int16_t, 0x144> kBytes = make_bytes();
 }  // namespace
 
 std::unique_ptr<TokenModel> make_token_model(const JsonView& part) {
-  // Files from before 2021 name no type; all of them with merges are BPE.
-  const std::string type = part.text("type", part.has("merges") ? "BPE" : "");
+  // Files from before 2021 name no type; what the model has tells which it is.
+  const auto has_list = [&](const char* key) { return part.has(key) && part.value().at(key).is_array(); };
+  const std::string type = part.text("type", part.has("merges")                      ? "BPE"
+                                             : has_list("vocab")                     ? "Unigram"
+                                             : part.has("continuing_subword_prefix") ? "WordPiece"
+                                                                                     : "");
   if (type == "BPE") return make_bpe_model(part);
-  fail("{}: the tokenizer model \"{}\" is not supported (supported: BPE)", part.place(), type);
+  if (type == "WordPiece") return make_wordpiece_model(part);
+  if (type == "Unigram") return make_unigram_model(part);
+  fail("{}: the tokenizer model \"{}\" is not supported (supported: BPE, WordPiece, Unigram)", part.place(), type);
 }
 
 std::int32_t to_token_id(const nlohmann::json& value, std::string_view place) {

@@ -59,10 +59,19 @@ class TokenModel {
   virtual std::size_t id_end() const = 0;
 };
 
-/// Ids that a post-processor puts around those of one text.
+/// A part of what a post-processor makes: one of the texts, or a special token.
+struct FramePart {
+  int text = -1;             // 0: the first text, 1: the second, -1: a special token
+  std::int32_t id = -1;      // of the special token
+  std::int32_t type_id = 0;  // the segment that its tokens belong to
+};
+
+/// What a post-processor makes of one text and of a pair: each text once, special tokens around and between.
 struct SpecialFrame {
-  std::vector<std::int32_t> before;
-  std::vector<std::int32_t> after;
+  std::vector<FramePart> single = {{0, -1, 0}};
+  std::vector<FramePart> pair = {{0, -1, 0}, {1, -1, 1}};
+  /// Special tokens of a list of parts.
+  static std::size_t special_count(const std::vector<FramePart>& parts);
 };
 
 /// Turns the spellings of tokens into text; each step takes and leaves a list whose join is the text.
@@ -89,8 +98,13 @@ std::unique_ptr<TokenModel> make_token_model(const JsonView& part);
 std::unique_ptr<Decoder> make_decoder(const JsonView& part);
 SpecialFrame make_special_frame(const JsonView& part);
 
+/// sentencepiece's table of replacements (tokenizer_charsmap.cpp).
+std::unique_ptr<Normalizer> make_precompiled_normalizer(const JsonView& part);
+
 /// Token models, one file each (tokenizer_bpe.cpp, ...).
 std::unique_ptr<TokenModel> make_bpe_model(const JsonView& part);
+std::unique_ptr<TokenModel> make_wordpiece_model(const JsonView& part);
+std::unique_ptr<TokenModel> make_unigram_model(const JsonView& part);
 
 /// A token id of a file: an integer from 0 to kMaxTokenIds - 1. `place` begins the Error otherwise.
 std::int32_t to_token_id(const nlohmann::json& value, std::string_view place);

@@ -178,6 +178,31 @@ bool is_unicode_mark(char32_t code) {
   return c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC || c == UTF8PROC_CATEGORY_ME;
 }
 
+bool is_unicode_nonspacing_mark(char32_t code) { return code >= 0x80 && category(code) == UTF8PROC_CATEGORY_MN; }
+
+bool is_unicode_control(char32_t code) {
+  if (code < 0x80) return code < 0x20 || code == 0x7F;
+  const auto c = category(code);
+  return c == UTF8PROC_CATEGORY_CC || c == UTF8PROC_CATEGORY_CF || c == UTF8PROC_CATEGORY_CO;
+}
+
+std::size_t grapheme_end(std::string_view text, std::size_t begin) {
+  Utf8Char last = utf8_at(text, begin);
+  utf8proc_int32_t state = 0;
+  std::size_t end = begin + last.length;
+  while (end < text.size()) {
+    const Utf8Char next = utf8_at(text, end);
+    if (last.code < 0x80 && next.code < 0x80 && last.code != '\r') break;
+    if (utf8proc_grapheme_break_stateful(static_cast<utf8proc_int32_t>(last.code),
+                                         static_cast<utf8proc_int32_t>(next.code), &state)) {
+      break;
+    }
+    last = next;
+    end += next.length;
+  }
+  return end;
+}
+
 std::string normalize_unicode(std::string_view text, NormalForm form) {
   if (is_ascii(text)) return std::string(text);
   const bool compatible = form == NormalForm::nfkc || form == NormalForm::nfkd;

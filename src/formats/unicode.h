@@ -41,6 +41,14 @@ bool is_bert_punctuation(char32_t code);
 bool is_unicode_word(char32_t code);
 /// Categories Mn, Mc and Me.
 bool is_unicode_mark(char32_t code);
+/// Category Mn.
+bool is_unicode_nonspacing_mark(char32_t code);
+/// Categories Cc, Cf and Co: what BERT drops. Tab and the ends of lines are among them.
+bool is_unicode_control(char32_t code);
+
+/// Where the extended grapheme cluster (UAX 29: what a reader takes for one character) that begins at `begin`, below
+/// text.size(), ends; `text` must be valid UTF-8 and a cluster begin there.
+std::size_t grapheme_end(std::string_view text, std::size_t begin);
 
 enum class NormalForm { nfc, nfd, nfkc, nfkd };
 

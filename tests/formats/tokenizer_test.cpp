@@ -104,13 +104,12 @@ TEST(Tokenizer, RefusesPartsThatItDoesNotHaveByName) {
     file[key] = json::parse(value);
     return file;
   };
-  expect_error("normalizer \"Precompiled\" is not supported",
-               [&] { make(with("normalizer", R"({"type": "Precompiled"})")); });
+  expect_error("normalizer \"X\" is not supported", [&] { make(with("normalizer", R"({"type": "X"})")); });
   expect_error("pre-tokenizer \"UnicodeScripts\" is not supported",
                [&] { make(with("pre_tokenizer", R"({"type": "UnicodeScripts"})")); });
   expect_error("decoder \"CTC\" is not supported", [&] { make(with("decoder", R"({"type": "CTC"})")); });
   expect_error("post-processor \"X\" is not supported", [&] { make(with("post_processor", R"({"type": "X"})")); });
-  expect_error("model \"Unigram\" is not supported", [&] { make(with("model", R"({"type": "Unigram"})")); });
+  expect_error("model \"WordLevel\" is not supported", [&] { make(with("model", R"({"type": "WordLevel"})")); });
 }
 
 TEST(Tokenizer, RefusesMalformedFilesWithASentence) {
