@@ -17,12 +17,12 @@ QUANTISED := $(MODEL)-GPTQ-4bit-64g
 TEXT := $(CACHE)/text
 ENCODER := $(CACHE)/all-MiniLM-L6-v2
 
-.PHONY: help deps deps-lint configure build programs test bench bench-full peers lint format fuzz asan cuda-all \
-        install clean \
+.PHONY: help deps deps-lint configure build programs test bench bench-full peers peers-encoders lint format \
+        fuzz asan cuda-all install clean \
         model text quantise encoder
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # DEPS=skip leaves the packages to the user, on systems without apt-get.
 deps:  ## install the Debian packages of tools/packages.txt that are missing
@@ -88,6 +88,9 @@ bench-full: quantise  ## the same with the full protocol: prompt 512, 512 new to
 
 peers: quantise  ## measure llama.cpp on the same model beside nibble, alternating
 	@benchmarks/peers/run.sh $(MODEL) $(QUANTISED) $(GGUF)
+
+peers-encoders: $(ENCODER)/config.json | programs  ## measure PyTorch, ONNX Runtime, CTranslate2 beside nibble
+	@benchmarks/peers/run_encoders.sh $(ENCODER)
 
 lint: deps-lint configure  ## check format, file sizes and clang-tidy of all sources
 	@tools/lint.sh format
