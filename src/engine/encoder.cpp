@@ -75,6 +75,7 @@ struct EncoderEngine::Impl {
     return eager() ? batch.length : batch.lengths[static_cast<std::size_t>(sequence)];
   }
   std::vector<Group> groups(const EncoderBatch& batch) const;
+  std::int32_t head_row(const EncoderBatch& batch, std::int64_t sequence) const;
   Pass begin_pass(const EncoderBatch& batch, const Group& group, bool head);
   void to_device(std::int32_t* to, const std::vector<std::int32_t>& from) {
     stream->copy_to_device(to, from.data(), from.size() * sizeof(std::int32_t));
@@ -215,12 +216,22 @@ std::vector<Group> EncoderEngine::Impl::groups(const EncoderBatch& batch) const 
   return out;
 }
 
+// The row of a sequence that the head looks at.
+std::int32_t EncoderEngine::Impl::head_row(const EncoderBatch& batch, std::int64_t sequence) const {
+  if (program.head_token == kFirstRow) return 0;
+  const auto length = static_cast<std::size_t>(batch.lengths[static_cast<std::size_t>(sequence)]);
+  const auto ids = batch.ids.subspan(static_cast<std::size_t>(sequence * batch.length), length);
+  const auto found = program.head_token == kLargestId ? std::max_element(ids.begin(), ids.end())
+                                                      : std::find(ids.begin(), ids.end(), program.head_token);
+  return found == ids.end() ? 0 : static_cast<std::int32_t>(found - ids.begin());
+}
+
 Pass EncoderEngine::Impl::begin_pass(const EncoderBatch& batch, const Group& group, bool head) {
   std::vector<std::int32_t> t, p, ty, rows, begin = {0}, counted;
   for (std::int64_t s = group.first; s < group.last; ++s) {
     const std::int32_t length = batch.lengths[static_cast<std::size_t>(s)];
     std::int32_t position = 0;
-    if (head && !head_has_rows()) rows.push_back(static_cast<std::int32_t>(t.size()));
+    if (head && !head_has_rows()) rows.push_back(static_cast<std::int32_t>(t.size()) + head_row(batch, s));
     for (std::int64_t i = 0; i < rows_of(batch, s); ++i) {
       const auto at = static_cast<std::size_t>(s * batch.length + i);
       const std::int32_t id = batch.ids[at];

@@ -47,6 +47,7 @@ class Builder {
     p_.encoder = true;
     p_.head = s_.head.kind;
     p_.skipped_token = s_.skipped_token;
+    p_.head_token = s_.head_token;
   }
 
   Program build() {
@@ -156,7 +157,7 @@ class Builder {
   }
 
   void head() {
-    if (s_.head.stages.empty()) return;
+    if (s_.head.kind == HeadKind::none) return;
     BufferId x = buffer("head_in", s_.hidden, RowSet::logits);
     emit(GatherNode{h_, x});
     std::int64_t width = s_.hidden;

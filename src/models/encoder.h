@@ -21,7 +21,7 @@ struct HeadStage {
 };
 
 struct HeadSpec {
-  HeadKind kind = HeadKind::none;
+  HeadKind kind = HeadKind::none;  // a pooler without stages is the row itself
   std::vector<HeadStage> stages;
 };
 
@@ -48,6 +48,7 @@ struct EncoderSpec {
   bool pre_norm = false;
   bool causal = false;
   std::int32_t skipped_token = -1;
+  std::int32_t head_token = kFirstRow;
 
   std::string word_table, position_table, type_table;  // tensors
   std::string embedding_norm;                          // module; empty: none

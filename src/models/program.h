@@ -133,6 +133,9 @@ enum class HeadKind {
   question_answer  // the same with two logits: where an answer begins, where it ends
 };
 
+constexpr std::int32_t kFirstRow = -1;
+constexpr std::int32_t kLargestId = -2;
+
 struct Program {
   std::string architecture;  // model_type of the checkpoint
   std::string prefix;        // of tensor names, which models saved without their head lack
@@ -148,6 +151,9 @@ struct Program {
   // Encoders only: no cache, no next token; the hidden state after the last block is the result.
   bool encoder = false;
   HeadKind head = HeadKind::none;
+  // The row of a sequence that its head looks at, where that is one: the first one; with an id here the first one of
+  // this token (CLIP's end of text), with kLargestId that of the largest id.
+  std::int32_t head_token = kFirstRow;
   // A token's position counts the tokens before it that are not this one, which itself gets position -1 (RoBERTa and
   // its relatives, whose tables keep a row for it); -1: positions just count.
   std::int32_t skipped_token = -1;

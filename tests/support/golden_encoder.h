@@ -30,8 +30,8 @@ inline std::vector<std::string> golden_encoder_names() {
   for (const auto& entry : std::filesystem::directory_iterator(golden_encoders())) {
     if (!entry.is_directory()) continue;
     const std::string name = entry.path().filename().string();
-    if (SafetensorsFile(golden_encoders() / (name + ".golden.safetensors")).find("ids") != nullptr)
-      out.push_back(name);
+    const SafetensorsFile file(golden_encoders() / (name + ".golden.safetensors"));
+    if (file.find("ids") != nullptr && file.find("hidden") != nullptr) out.push_back(name);
   }
   std::sort(out.begin(), out.end());
   return out;
@@ -46,11 +46,11 @@ inline GoldenEncoder read_golden_encoder(const std::string& name) {
   golden.length = ids.shape[1];
   golden.ids = ints_of(ids);
   golden.lengths = ints_of(*file.find("lengths"));
-  if (const auto types = file.find("types")) golden.types = ints_of(*types);
+  if (const TensorView* types = file.find("types")) golden.types = ints_of(*types);
   golden.hidden = to_float(*file.find("hidden"));
-  if (const auto logits = file.find("logits")) {
+  if (const TensorView* logits = file.find("logits")) {
     golden.head = to_float(*logits);
-  } else if (const auto pooled = file.find("pooled")) {
+  } else if (const TensorView* pooled = file.find("pooled")) {
     golden.head = to_float(*pooled);
   }
   return golden;

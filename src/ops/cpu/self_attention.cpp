@@ -16,12 +16,15 @@ std::size_t self_attention_workspace(const SelfAttentionShape& shape, int parts)
 void self_attention(const SelfAttentionArgs& args, const OpTable&, int, CpuStream& stream) {
   stream.parallel([args](int thread, int threads) {
     const std::int64_t dim = args.q.columns / args.heads;
+    std::int64_t longest = 0;
+    for (std::int64_t s = 0; s < args.map.sequences; ++s)
+      longest = std::max<std::int64_t>(longest, args.map.row_begin[s + 1] - args.map.row_begin[s]);
     for (std::int64_t s = 0; s < args.map.sequences; ++s) {
       const std::int64_t first = args.map.row_begin[s];
       const std::int64_t rows = args.map.row_begin[s + 1] - first;
       const std::int64_t valid = args.valid != nullptr ? args.valid[s] : rows;
       const auto [begin, end] = split_range(rows * args.heads, 1, thread, threads);
-      float* scores = reinterpret_cast<float*>(args.workspace) + thread * rows;
+      float* scores = reinterpret_cast<float*>(args.workspace) + thread * longest;
       for (std::int64_t work = begin; work < end; ++work) {
         const std::int64_t head = work / rows;
         const std::int64_t i = work % rows;
