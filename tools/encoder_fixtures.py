@@ -4,6 +4,8 @@ tokenizers library makes of texts and pairs of texts."""
 import base64
 import io
 import json
+import pathlib
+import tempfile
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -126,7 +128,7 @@ def bert_cased(_):
 
 
 def mpnet(_):
-    tokenizer = wordpiece(normalizers.BertNormalizer(), ["<s>", "<pad>", "</s>", "<unk>", "[UNK]"], 380)
+    tokenizer = wordpiece(normalizers.BertNormalizer(), ["<s>", "<pad>", "</s>", "[UNK]"], 380)
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
     tokenizer.post_processor = roberta_template(tokenizer)
     return tokenizer
@@ -172,13 +174,12 @@ def albert(charsmap):
 
 
 def unigram_bytes(_):
-    """Whole texts as pieces, byte fallback, no post-processor, Nmt, and a file without the types of old ones."""
+    """Whole texts as pieces, byte fallback, Nmt, no post-processor, and a model without a type, as in old files."""
     tokenizer = unigram(normalizers.Nmt(), pre_tokenizers.Metaspace(split=False),
         ["<unk>"], "<unk>", 300)
     file = json.loads(tokenizer.to_str())
     file["model"]["vocab"] += [[f"<0x{byte:02X}>", -20.0] for byte in range(256)]
     file["model"]["byte_fallback"] = True
-    del file["model"]["type"]
     file["decoder"] = json.loads(decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(),
         decoders.Fuse(), decoders.Strip(" ", 1, 0)]).__getstate__())
     return Tokenizer.from_str(json.dumps(file))
@@ -215,9 +216,7 @@ def expectations(tokenizer, texts, indexes):
 
 
 def write(write_json, out_folder, texts, retrain):
-    import pathlib
-    import tempfile
-
+    """Writes encoders/NAME/tokenizer.json, where there is none, and encoders/NAME.ids.json."""
     indexes = chosen(texts)
     with tempfile.TemporaryDirectory() as folder:
         charsmap = None

@@ -1,12 +1,13 @@
 """Makes the fixtures in tests/data/tokenizers with Hugging Face tokenizers and transformers.
 
-    python tools/make_tokenizer_fixtures.py [--smollm2 FOLDER]        (needs tokenizers, transformers)
+    python tools/make_tokenizer_fixtures.py [--smollm2 FOLDER]        (needs tokenizers, transformers, sentencepiece)
 
   strings.json        a list of varied texts, made here from a fixed seed
   NAME/tokenizer.json a small tokenizer of each kind, trained on Debian's licence texts and the texts below; one that is
                       there is kept, unless --retrain is given
   NAME.ids.json       what the tokenizers library makes of every text: see `expectations`
   parts.json          one model and many normalizers, pre-tokenizers and decoders around it, with their ids
+  encoders/           tokenizers of text encoders and what is made of texts and pairs: see encoder_fixtures.py
   chat.json           chat templates, conversations and snippets of the template language, and what transformers makes
                       of them
   smollm2.ids.json    with --smollm2: the ids of that folder's tokenizer.json, for the test that has the folder
@@ -22,6 +23,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import chat_fixtures
+import encoder_fixtures
 
 OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "data" / "tokenizers"
 LICENSES = pathlib.Path("/usr/share/common-licenses")
@@ -359,6 +361,7 @@ def main():
     make_kinds(texts, args.retrain)
     make_parts([text for text in texts if len(text) < 40][::17])
     chat_fixtures.write(write_json)
+    encoder_fixtures.write(write_json, OUT, texts, args.retrain)
     if args.smollm2:
         write_json("smollm2.ids.json", expectations(Tokenizer.from_file(str(args.smollm2 / "tokenizer.json")), texts))
 

@@ -69,7 +69,7 @@ class PrecompiledNormalizer final : public Normalizer {
     out.reserve(text.size() + text.size() / 8);
     for (std::size_t at = 0; at < text.size();) {
       const std::size_t end = grapheme_end(text, at);
-      append_grapheme(std::string_view(text).substr(at, end - at), out);
+      append_grapheme(std::string_view(text).substr(at, end - at), text.size(), out);
       check_text_growth(text.size(), out.size(), place_);
       at = end;
     }
@@ -80,7 +80,8 @@ class PrecompiledNormalizer final : public Normalizer {
   /// Clusters of this many bytes and more are looked up character by character only, as the `tokenizers` library does.
   static constexpr std::size_t kLongCluster = 6;
 
-  void append_grapheme(std::string_view cluster, std::string& out) const {
+  /// `text_bytes`: the length of the text that the cluster is in.
+  void append_grapheme(std::string_view cluster, std::size_t text_bytes, std::string& out) const {
     if (cluster.size() < kLongCluster) {
       if (const auto replacement = find(cluster)) {
         out += *replacement;
@@ -91,7 +92,7 @@ class PrecompiledNormalizer final : public Normalizer {
       const std::string_view character = cluster.substr(at, utf8_at(cluster, at).length);
       out += find(character).value_or(character);
       at += character.size();
-      check_text_growth(at, out.size(), place_);
+      check_text_growth(text_bytes, out.size(), place_);
     }
   }
 

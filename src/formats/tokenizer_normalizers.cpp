@@ -76,7 +76,8 @@ bool is_cjk_ideograph(char32_t code) {
 }
 
 /// BERT's: drop control characters, make white space spaces, put spaces around ideographs, drop accents, lower case;
-/// each where the file asks for it.
+/// each where the file asks for it. Categories are utf8proc's; the `tokenizers` library's are of Unicode 8, so that
+/// marks and format characters which came later, of rare scripts, stay there and go here.
 class BertNormalizer final : public Normalizer {
  public:
   explicit BertNormalizer(const JsonView& part)

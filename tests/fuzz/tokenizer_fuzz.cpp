@@ -40,6 +40,32 @@ constexpr std::array<std::string_view, 5> kFiles = {
         "model": {"type": "BPE", "vocab": {"a": 0, "y": 1, "ay": 2}, "merges": [["a", "y"]]}})",
     R"({"model": {"type": "BPE", "vocab": {}, "merges": []}})"};
 
+/// Files of encoders, chosen by the numbers after those above.
+constexpr std::array<std::string_view, 2> kEncoderFiles = {
+    R"({"added_tokens": [{"id": 2, "content": "[MASK]", "special": true, "lstrip": true}],
+        "normalizer": {"type": "BertNormalizer"}, "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "cls": ["[CLS]", 0], "sep": ["[SEP]", 1]},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+        "model": {"type": "WordPiece", "unk_token": "?", "max_input_chars_per_word": 9,
+          "vocab": {"[CLS]": 0, "[SEP]": 1,
+          "?": 3, "a": 4, "##a": 5, "##ab": 6, "é": 7, "##e": 8, "日": 9, "e": 10, "abc": 11, ".": 12, "##": 13}}})",
+    R"({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Nmt"}, {"type": "Precompiled",
+          "precompiled_charsmap": ")"
+    "IAEAAAAAAQBBDQAAAAAAgAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAGJiAA=="
+    R"("}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "Metaspace"}]},
+        "decoder": {"type": "Metaspace"},
+        "post_processor": {"type": "TemplateProcessing",
+          "single": [{"SpecialToken": {"id": "s", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+          "pair": [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "s", "type_id": 1}},
+                   {"Sequence": {"id": "A", "type_id": 0}}], "special_tokens": {"s": {"id": "s", "ids": [0, 1]}}},
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": true,
+          "vocab": [["<unk>", 0], ["▁", -1], ["▁a", -1.5],
+          ["a", -2], ["b", -2], ["ab", -3.5], ["aa", -4], ["<0xC3>", -9], ["<0xA9>", -9], ["é\u0301", -3]]}})"};
+
 /// A Llama-2-like file has all 256 byte tokens, which a list here would drown in.
 std::string byte_fallback_file() {
   std::string vocab = R"("<unk>": 0, "▁": 1, "a": 2, "▁a": 3, "aa": 4)";
@@ -58,6 +84,11 @@ std::string byte_fallback_file() {
 
 void use(const Tokenizer& tokenizer, std::string_view text) {
   const std::vector<std::int32_t> ids = tokenizer.encode(text, true);
+  if (tokenizer.encode_text(text).ids != ids) std::abort();
+  const std::size_t half = text.size() / 2;
+  const std::size_t limit = 2 * 64 + text.size() / 4;  // no template has more special tokens
+  const auto pair = tokenizer.encode_pair(text.substr(0, half), text.substr(half), {.max_length = limit});
+  if (pair.ids.size() > limit || pair.ids.size() != pair.type_ids.size()) std::abort();
   for (const std::int32_t id : ids) {
     if (id < 0 || static_cast<std::size_t>(id) >= tokenizer.vocab_size()) std::abort();
   }
@@ -76,6 +107,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::vector<Tokenizer> out;
     for (const std::string_view file : kFiles) out.push_back(Tokenizer::from_json(file, "fuzz"));
     out.push_back(Tokenizer::from_json(byte_fallback_file(), "fuzz"));
+    for (const std::string_view file : kEncoderFiles) out.push_back(Tokenizer::from_json(file, "fuzz"));
     return out;
   }();
   if (size == 0) return 0;
