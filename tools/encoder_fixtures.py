@@ -9,27 +9,11 @@ import tempfile
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-TEXT = """The tokenizer of a text encoder cuts words into pieces. A word that is unknown becomes one token, and a word
-that is long is cut into the longest pieces that the vocabulary has. Encoders read a text or a pair of texts: a question
-and a passage, a sentence and its translation. They're trained on many languages; it isn't always clear which one.
-Die Katze läuft über die Straße und trinkt Milch. Über allen Gipfeln ist Ruh, in allen Wipfeln spürest du kaum einen
-Hauch. Le café était fermé, déjà à onze heures. Où est la bibliothèque? El niño come una manzana cada mañana.
-Съешь ещё этих мягких французских булок, да выпей чаю. Η γρήγορη αλεπού πηδάει. 东京 是 日本 的 首都。 你好, 世界!
-In 1999 there were 365 days, in 2024 there are 366; 3.14 is not 22/7. State-of-the-art models cost $1,000,000 or more."""
-LINES = TEXT.splitlines()
+TEXTS = json.loads((pathlib.Path(__file__).resolve().parent / "encoder_texts.json").read_text())
+LINES = TEXTS["lines"]  # to train on
+CHARSMAP_RULES = TEXTS["charsmap_rules"]  # some of sentencepiece's nmt_nfkc: the whole table has 240 kB
 BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
-
-# Some of sentencepiece's nmt_nfkc rules, as code points: the whole table has 240 kB.
-CHARSMAP_RULES = [
-    ("\t", " "), ("\n", " "), ("\r", " "), ("\u0001", ""), ("\u007f", ""), ("\u00a0", " "), ("\u00ad", ""),
-    ("\u200b", " "), ("\u200d", " "), ("\ufeff", " "), ("\ufffd", " "), ("\u2028", " "), ("\u3000", " "),
-    ("\u2003", " "), ("\u0085", ""), ("²", "2"), ("³", "3"), ("½", "1\u20442"), ("①", "1"), ("㊿", "50"), ("Ⅷ", "VIII"),
-    ("™", "TM"), ("…", "..."), ("ﬁ", "fi"), ("\u2126", "Ω"), ("\u212b", "Å"), ("A\u030a", "Å"), ("e\u0301", "é"),
-    ("ｱ", "ア"), ("ｶ", "カ"), ("ｶﾞ", "ガ"), ("か\u3099", "が"), ("\u1100\u1161\u11a8", "각"), ("\u1100\u1161", "가"),
-    ("ﷺ", "صلى الله عليه وسلم"), ("𝟘", "0"), ("𝒳", "X"), ("\u0344", "\u0308\u0301"), ("ſ", "s"), ("！", "!"),
-    ("\u00aa", "a"), ("Ａ", "A"), ("ǆ", "dž"), ("\u1e9b\u0323", "ṩ"),
-]
 
 
 def protobuf_field(message, number):
