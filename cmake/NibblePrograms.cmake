@@ -1,4 +1,4 @@
-# The programs: `nibble`, and `benchmark_gptq`, the same program under the name and with the output of optimum's script.
+# The programs: `nibble`, and the same program under the names and with the output of optimum's scripts.
 if(EXISTS ${CMAKE_SOURCE_DIR}/src/cli/main.cpp)
   add_executable(nibble src/cli/main.cpp)
   target_link_libraries(nibble PRIVATE
@@ -9,7 +9,8 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/src/cli/main.cpp)
     add_dependencies(nibble nibble_cuda)
   endif()
   add_custom_command(TARGET nibble POST_BUILD
-    COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_gptq)
+    COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_gptq
+    COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_bettertransformer)
 endif()
 
 # Times each kernel by itself; `ninja bench_kernels_micro` builds it.

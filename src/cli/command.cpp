@@ -10,10 +10,10 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <cstring>
 #include <exception>
 #include <map>
 #include <new>
+#include <string_view>
 
 namespace nibble {
 namespace {
@@ -75,9 +75,11 @@ int run_cli(int argc, const char* const* argv) {
 
   // `benchmark_gptq ...` is `nibble bench gptq --classic ...`: optimum's script by its own name, with its own table.
   std::vector<std::string> words(argv + 1, argv + argc);
-  const char* slash = argc > 0 ? std::strrchr(argv[0], '/') : nullptr;
-  if (argc > 0 && std::strcmp(slash != nullptr ? slash + 1 : argv[0], "benchmark_gptq") == 0) {
-    words.insert(words.begin(), {"bench", "gptq", "--classic"});
+  const std::string_view path = argc > 0 ? argv[0] : "";
+  const std::string_view program = path.substr(path.rfind('/') + 1);
+  constexpr std::string_view kScripts = "benchmark_";
+  if (program.starts_with(kScripts)) {
+    words.insert(words.begin(), {"bench", std::string(program.substr(kScripts.size())), "--classic"});
   }
   std::reverse(words.begin(), words.end());  // CLI11 takes them last first
   try {

@@ -11,7 +11,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <utility>
 
 namespace nibble {
@@ -37,6 +39,26 @@ EncoderPath encoder_path_named(std::string_view name) {
   if (name == "eager") return EncoderPath::eager;
   if (name == "fast") return EncoderPath::fast;
   fail_usage("there is no path \"{}\": expected eager or fast", name);
+}
+
+double largest_difference(const EncoderBatch& batch, std::span<const float> a, std::span<const float> b) {
+  const auto cells = static_cast<std::size_t>(batch.sequences * batch.length);
+  if (a.size() != b.size() || cells == 0 || a.size() % cells != 0)
+    fail("results of {} and {} values were compared for a batch of {} rows", a.size(), b.size(), cells);
+  const std::size_t width = a.size() / cells;
+  double worst = 0;
+  double largest = 0;
+  for (std::int64_t s = 0; s < batch.sequences; ++s) {
+    const std::size_t first = static_cast<std::size_t>(s * batch.length) * width;
+    const std::size_t count = static_cast<std::size_t>(batch.lengths[static_cast<std::size_t>(s)]) * width;
+    for (std::size_t i = first; i < first + count; ++i) {
+      const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+      if (std::isnan(difference)) return std::numeric_limits<double>::infinity();
+      worst = std::max(worst, difference);
+      largest = std::max(largest, std::abs(static_cast<double>(b[i])));
+    }
+  }
+  return largest > 0 ? worst / largest : worst;
 }
 
 struct EncoderEngine::Impl {
@@ -331,6 +353,12 @@ void EncoderEngine::reserve(std::int64_t sequences, std::int64_t length) {
         static_cast<double>(needed - there) / kGb, static_cast<double>(there) / kGb, m.backend->device().info().name);
   }
   m.allocate();
+}
+
+void EncoderEngine::release() {
+  impl_->arena.reset();
+  impl_->scratch.reset();
+  impl_->tables.reset();
 }
 
 void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {

@@ -62,6 +62,10 @@ struct EncoderResult {
   std::vector<float> head;
 };
 
+/// The largest difference of two results [sequences, length, width] of a batch, rows of padding left out, as a share of
+/// the largest value of `b`; infinity where one holds a NaN.
+double largest_difference(const EncoderBatch& batch, std::span<const float> a, std::span<const float> b);
+
 class EncoderEngine {
  public:
   /// Opens, plans, reads and packs. Throws Error for a checkpoint that is no encoder's.
@@ -87,6 +91,9 @@ class EncoderEngine {
   /// Plans and takes the memory for batches of up to that many sequences of up to that many tokens. Error with what to
   /// change where they do not fit the device.
   void reserve(std::int64_t sequences, std::int64_t length);
+
+  /// Gives back what reserve() took.
+  void release();
 
   /// Runs a batch; reserve() first where it needs more than there is. Error naming the sequence for ids outside of the
   /// vocabulary, lengths out of range, and models without a head whose result is wanted.

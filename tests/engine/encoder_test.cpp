@@ -29,34 +29,13 @@ EncoderOptions options_of(EncoderPath path, DType compute = DType::f32, std::int
   return options;
 }
 
-// Largest difference over the largest value, in rows that are no padding. Both are [sequences, length, width].
 double difference(const GoldenEncoder& golden, const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  const auto cells = static_cast<std::size_t>(golden.sequences * golden.length);
-  const std::size_t width = b.size() / cells;
-  double worst = 0;
-  double largest = 0;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    const std::size_t cell = i / width;
-    const auto length = static_cast<std::size_t>(golden.length);
-    if (cell % length >= static_cast<std::size_t>(golden.lengths[cell / length])) continue;
-    const double d = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    worst = std::isnan(d) ? 1e30 : std::max(worst, d);
-    largest = std::max(largest, std::abs(static_cast<double>(b[i])));
-  }
-  return worst / largest;
+  return largest_difference(batch_of(golden), a, b);
 }
 
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double worst = 0;
-  double largest = 0;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    const double d = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    worst = std::isnan(d) ? 1e30 : std::max(worst, d);
-    largest = std::max(largest, std::abs(static_cast<double>(b[i])));
-  }
-  return worst / largest;
+  const std::vector<std::int32_t> one = {1};
+  return largest_difference({1, 1, {}, one, {}}, a, b);
 }
 
 double head_difference(const GoldenEncoder& golden, const EncoderEngine& engine, const EncoderResult& result) {

@@ -1,0 +1,320 @@
+// nibble bench bettertransformer (and benchmark_bettertransformer): an encoder run op by op over its padding, and
+// packed and fused.
+#include "bench/ceilings.h"
+#include "bench/child.h"
+#include "bench/encoder_bench.h"
+#include "cli/bench_manifest.h"
+#include "cli/command.h"
+#include "cli/encoder_rows.h"
+#include "core/cpu.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/progress.h"
+#include "core/thread_pool.h"
+#include "engine/configuration.h"
+#include "formats/hub_cache.h"
+#include "report/row_file.h"
+
+#include <fmt/ranges.h>
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+
+namespace nibble {
+namespace {
+
+// What optimum's page measured, and what the last version of its script does with --sweep.
+const std::vector<std::int64_t> kPageBatches = {8, 16, 64};
+const std::vector<std::int64_t> kPageLengths = {64, 128, 256};
+const std::vector<std::int64_t> kScriptBatches = {1, 2, 4};
+const std::vector<std::int64_t> kScriptLengths = {64, 128};
+const std::vector<double> kPaddings = {0, 0.1, 0.2, 0.5, 0.75};
+// --short: a cell's time settles within some rounds, and 45 cells of a small model fit in some minutes on two cores.
+constexpr double kShortSeconds = 1.5;
+
+struct Options {
+  // optimum's
+  std::int64_t num_batches = 50;
+  std::vector<std::int64_t> batch_size = {64};
+  std::vector<std::int64_t> length = {256};
+  std::string model;
+  std::string revision = "main";
+  double stddev = 10;
+  bool use_cuda = false;
+  bool use_half = false;
+  bool use_mask = false;
+  bool is_decoder = false;
+  bool sweep = false;
+  std::int64_t ignored = 0;
+
+  // nibble's
+  std::vector<double> padding = kPaddings;
+  std::string lengths_file;
+  std::vector<std::string> dtype;
+  std::vector<std::string> paths = {"eager", "fast"};
+  std::string device = "auto";
+  std::int64_t pass_rows = 0;
+  double seconds = 0;
+  bool shortened = false;
+  bool profile = false;
+  bool classic = false;
+  std::uint64_t seed = 1;
+  std::string format = "markdown";
+  std::string out_folder;
+  bool overwrite = false;
+  bool batches_given = false;
+  bool seconds_given = false;
+
+  void add_to(CLI::App& app);
+  void check() const;
+  std::string caption() const;
+};
+
+void Options::add_to(CLI::App& app) {
+  const auto list = [&app](const std::string& name, auto& value, const std::string& help) {
+    return app.add_option(name, value, help)->delimiter(',')->take_all();
+  };
+  app.add_option_function<std::int64_t>(
+         "--num-batches", [this](std::int64_t v) { num_batches = v, batches_given = true; },
+         "timed forward passes of each path (50)")
+      ->check(CLI::PositiveNumber);
+  list("--batch-size", batch_size, "sequences at a time, a list (64)")->check(CLI::PositiveNumber);
+  list("--seqlen,--max-seqlen", length, "tokens that the longest sequence has room for, a list (256)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--model,--model-name", model, "folder or hub id of an encoder")->required();
+  app.add_option("--revision", revision, "branch, tag or commit of a hub id");
+  list("--padding", padding, "shares of padding, a list (0,0.1,0.2,0.5,0.75)")->check(CLI::Range(0.0, 0.99));
+  app.add_option("--seqlen-stdev", stddev, "standard deviation of the lengths where there is padding (10)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--lengths-file", lengths_file,
+                 "lengths of real texts, one a line, in place of --padding; or batches: a line "
+                 "batch_size,seqlen,padding,lengths and one each");
+  app.add_flag("--sweep", sweep,
+               "batch sizes 8,16,64 and lengths 64,128,256 (benchmark_bettertransformer: 1,2,4 and "
+               "64,128)");
+  app.add_flag("--use-cuda", use_cuda, "run on a GPU");
+  app.add_flag("--use-half", use_half, "compute in bf16 on the CPU");
+  app.add_flag("--use-mask", use_mask, "say where padding is even for a single sequence (always done here)");
+  app.add_flag("--is_decoder", is_decoder, "decoders are measured by bench gptq");
+  app.add_option("--avg-seqlen,--max_token", ignored, "taken and not used, as by optimum's script for encoders");
+  list("--dtype", dtype, "what is computed in, a list: f32, bf16 (by the model)");
+  list("--path", paths, "eager, fast (both)")->check(CLI::IsMember({"eager", "fast"}));
+  app.add_option("--device", device, "auto, cpu (auto: the CPU, encoders run nowhere else yet)");
+  app.add_option("--pass-rows", pass_rows, "rows a pass of the fast path (0: by the device)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option_function<double>(
+         "--seconds", [this](double v) { seconds = v, seconds_given = true; },
+         "end a cell after this time, and three rounds (0: never)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--short", shortened, "a shortened protocol, which the table's caption states");
+  app.add_flag("--profile", profile, "print the time of each kind of step of the fast path, too");
+  app.add_flag("--classic", classic, "print and write what optimum's benchmark_bettertransformer.py does");
+  app.add_option("--seed", seed, "of the random tokens and lengths (1)");
+  app.add_option("--format", format, "of the table: markdown, csv, json, jsonl (markdown)");
+  app.add_option("--out", out_folder, "folder for rows.csv, rows.jsonl and table.md");
+  app.add_flag("--overwrite", overwrite, "replace result files that have other columns");
+}
+
+void Options::check() const {
+  table_format_from_name(format);
+  if (is_decoder)
+    fail_usage("--is_decoder: decoders are measured by nibble bench gptq, which takes full-precision models, too");
+  if (use_cuda || choose_device(device == "auto" ? "cpu" : device).kind == DeviceKind::cuda) {
+    fail_usage("{}: encoders run on the CPU only so far; leave the flag out",
+               use_cuda ? std::string("--use-cuda") : "--device " + device);
+  }
+  for (const std::string& name : dtype) {
+    if (name != "f32" && name != "bf16") fail_usage("--dtype {}: expected f32 or bf16", name);
+  }
+  if (std::find(paths.begin(), paths.end(), "fast") == paths.end())
+    fail_usage("--path: the eager path is measured beside the fast one: give fast, or both");
+}
+
+std::string Options::caption() const {
+  std::string text = fmt::format(
+      "Random tokens; a forward pass from ids in memory to hidden states in memory, both paths in turns, one pass each "
+      "to warm up, then {} timed{}; medians.",
+      num_batches, seconds > 0 ? fmt::format(" (fewer where {} s are over)", seconds) : std::string());
+  if (shortened) text += " This is a shortened protocol; the full one times 50.";
+  return text;
+}
+
+class Bench {
+ public:
+  explicit Bench(Options options) : o_(std::move(options)), started_(utc_now()) {
+    o_.check();
+    if (o_.shortened && !o_.seconds_given) o_.seconds = kShortSeconds;
+    if (o_.sweep) {
+      o_.batch_size = o_.classic ? kScriptBatches : kPageBatches;
+      o_.length = o_.classic ? kScriptLengths : kPageLengths;
+    }
+    if (o_.use_half && o_.dtype.empty()) o_.dtype = {"bf16"};
+    checkpoint_ = std::make_shared<const Checkpoint>(resolve_model(o_.model, o_.revision));
+    open_files();
+  }
+
+  int run() {
+    const InterruptGuard guard;
+    std::vector<std::unique_ptr<EncoderBench>> benches;
+    for (const std::optional<DType> type : types()) {
+      EncoderBenchOptions options;
+      options.compute = type;
+      options.eager = std::find(o_.paths.begin(), o_.paths.end(), "eager") != o_.paths.end();
+      options.pass_rows = o_.pass_rows;
+      options.num_batches = o_.num_batches;
+      options.seconds = o_.seconds;
+      options.seed = o_.seed;
+      benches.push_back(std::make_unique<EncoderBench>(checkpoint_, options));
+    }
+    rates_ = measure_gemm_rates(const_cast<EncoderEngine&>(benches.front()->fast()).device());
+    const std::vector<EncoderCell> all = cells(benches.front()->fast().max_length());
+    Progress progress("benchmark", static_cast<std::int64_t>(all.size() * benches.size()) * kSteps);
+    std::int64_t done = 0;
+    for (const EncoderCell& cell : all) {
+      // All types of a cell one after another, so that slow changes of the machine hit all alike.
+      for (const auto& bench : benches) {
+        const std::string what = fmt::format("{}, batch {}, length {}, padding {}", name_of(bench->fast().compute()),
+                                             cell.batch, cell.length, cell.padding);
+        const EncoderCellResult result = bench->run(
+            cell, [&](double share) { progress.update(done + static_cast<std::int64_t>(share * kSteps), what); });
+        if (InterruptGuard::signal() != 0) return finish(progress);
+        done += kSteps;
+        keep(cell, *bench, result);
+      }
+    }
+    return finish(progress);
+  }
+
+ private:
+  static constexpr std::int64_t kSteps = 100;  // of progress, a cell
+
+  void open_files() {
+    if (o_.classic)
+      classic_.emplace(classic_encoder_csv_name(o_.model), csv_header(classic_encoder_columns()), o_.overwrite);
+    if (o_.out_folder.empty()) return;
+    std::error_code error;
+    std::filesystem::create_directories(o_.out_folder, error);
+    if (error) fail("cannot make the folder {}: {}", o_.out_folder, error.message());
+    const std::filesystem::path folder = o_.out_folder;
+    csv_.emplace(folder / "rows.csv", csv_header(encoder_columns()), o_.overwrite);
+    jsonl_.emplace(folder / "rows.jsonl", "", o_.overwrite);
+  }
+
+  std::vector<std::optional<DType>> types() const {
+    if (o_.dtype.empty()) return {std::nullopt};
+    std::vector<std::optional<DType>> out;
+    out.reserve(o_.dtype.size());
+    for (const std::string& name : o_.dtype) out.push_back(dtype_from_name(name));
+    return out;
+  }
+
+  std::vector<EncoderCell> cells(std::int64_t max_length) const {
+    std::vector<EncoderCell> out;
+    std::optional<LengthsFile> file;
+    if (!o_.lengths_file.empty()) file.emplace(o_.lengths_file);
+    for (const std::int64_t length : o_.length) {
+      if (length > max_length) {
+        fail_usage("--seqlen {}: {} takes at most {} tokens", length, o_.model, max_length);
+      }
+    }
+    for (const std::int64_t batch : o_.batch_size) {
+      for (const std::int64_t length : o_.length) {
+        if (file && file->cells().empty()) {
+          EncoderCell cell{batch, length, 0, file->draw(batch, length, o_.seed)};
+          cell.padding = cell.padded_share();
+          out.push_back(std::move(cell));
+          continue;
+        }
+        for (const double padding : o_.padding) {
+          if (file) {
+            const auto given = std::find_if(file->cells().begin(), file->cells().end(), [&](const EncoderCell& c) {
+              return c.batch == batch && c.length == length && c.padding == padding;
+            });
+            if (given == file->cells().end()) {
+              fail("{} has no batch of {} sequences of {} tokens with padding {}", o_.lengths_file, batch, length,
+                   padding);
+            }
+            out.push_back(*given);
+          } else {
+            out.push_back({batch, length, padding, draw_lengths(batch, length, padding, o_.stddev, o_.seed)});
+          }
+        }
+      }
+    }
+    return out;
+  }
+
+  void keep(const EncoderCell& cell, const EncoderBench& bench, const EncoderCellResult& result) {
+    EncoderRow row;
+    row.model = o_.model;
+    row.cell = cell;
+    row.result = result;
+    const DeviceInfo& info = const_cast<EncoderEngine&>(bench.fast()).device().info();
+    row.device = "cpu";
+    row.device_name = info.name;
+    row.isa = info.isa;
+    row.threads = ThreadPool::instance().threads();
+    row.dtype = std::string(name_of(bench.fast().compute()));
+    row.distribution = o_.lengths_file.empty() ? fmt::format("normal, stddev {}", o_.stddev) : o_.lengths_file;
+    row.gemm_rate = rates_.of(row.dtype);
+    row.started = started_;
+    if (!result.error.empty()) {
+      failed_ = true;
+      log_warn(fmt::format("batch {}, length {}, padding {}: {}", cell.batch, cell.length, cell.padding, result.error));
+    }
+    // optimum's file has no place for a row without figures.
+    if (classic_ && result.error.empty())
+      classic_->append(csv_row(classic_encoder_columns(), classic_encoder_row(row)));
+    if (csv_) csv_->append(csv_row(encoder_columns(), encoder_row(row)));
+    if (jsonl_) jsonl_->append(json_row(encoder_columns(), encoder_row(row)));
+    rows_.push_back(std::move(row));
+  }
+
+  std::string caption() const {
+    std::string text = o_.caption();
+    text += fmt::format(" {}; {} threads, {}; multiplies {:.0f} GFLOP/s in f32, {:.0f} in bf16.", cpu_model(),
+                        ThreadPool::instance().threads(), name_of(active_isa()), rates_.f32 / 1e9, rates_.bf16 / 1e9);
+    return text;
+  }
+
+  int finish(Progress& progress) {
+    progress.finish(fmt::format("{} rows", rows_.size()));
+    const Table readable = encoder_table(rows_, caption());
+    if (!o_.out_folder.empty())
+      write_text_file(std::filesystem::path(o_.out_folder) / "table.md", to_markdown(readable));
+    const TableFormat format = table_format_from_name(o_.format);
+    Table all;
+    all.columns = o_.classic ? classic_encoder_columns() : encoder_columns();
+    for (const EncoderRow& row : rows_) all.rows.push_back(o_.classic ? classic_encoder_row(row) : encoder_row(row));
+    fmt::print("{}", format == TableFormat::markdown && !o_.classic ? to_markdown(readable) : render(all, format));
+    const int signal = InterruptGuard::signal();
+    if (signal != 0) {
+      log_warn(fmt::format("interrupted; {} rows were measured and kept", rows_.size()));
+      return 128 + signal;  // as a shell reports it: 130 for ^C
+    }
+    return failed_ ? 1 : 0;
+  }
+
+  Options o_;
+  std::string started_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  std::optional<RowFile> classic_, csv_, jsonl_;
+  GemmRates rates_;
+  std::vector<EncoderRow> rows_;
+  bool failed_ = false;
+};
+
+const CommandRegistration kRegistration({"bench bettertransformer",
+                                         "an encoder op by op over its padding, and packed and fused: speed, memory",
+                                         [](CLI::App& app) {
+                                           auto options = std::make_shared<Options>();
+                                           options->add_to(app);
+                                           return [options] { return Bench(*options).run(); };
+                                         }});
+
+}  // namespace
+}  // namespace nibble

@@ -1,0 +1,156 @@
+#include "cli/encoder_rows.h"
+
+#include "bench/statistics.h"
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+#include <utility>
+
+namespace nibble {
+namespace {
+
+struct Field {
+  Column column;
+  Cell value;
+};
+
+Cell if_measured(bool measured, double value) { return measured ? Cell(value) : Cell(); }
+
+double megabytes(std::size_t bytes) { return static_cast<double>(bytes) / 1e6; }
+
+// optimum's columns, headings included.
+std::vector<Field> classic_fields(const EncoderRow& row) {
+  const Statistics eager = statistics_of(row.result.eager.seconds);
+  const Statistics fast = statistics_of(row.result.fast.seconds);
+  const bool both = eager.count > 0 && fast.count > 0;
+  const double eager_memory = megabytes(row.result.eager.peak_memory);
+  const double fast_memory = megabytes(row.result.fast.peak_memory);
+  return {
+      {{"num_batches", "num_batches"}, static_cast<std::int64_t>(fast.count)},
+      {{"batch_size", "batch_size"}, row.cell.batch},
+      {{"seq_len", "seq_len"}, row.cell.length},
+      {{"is_cuda", "is cuda"}, row.device != "cpu"},
+      {{"is_half", "is half"}, row.dtype != "f32"},
+      {{"use_mask", "use mask"}, row.mask},
+      {{"pad_percentage", "pad percentage", 3}, row.cell.padding},
+      {{"latency_eager_ms", "Latency eager (ms)", 3}, if_measured(eager.count > 0, eager.mean * 1e3)},
+      {{"latency_bt_ms", "Latency BT (ms)", 3}, if_measured(fast.count > 0, fast.mean * 1e3)},
+      {{"speedup_percent", "Speedup (%)", 3}, if_measured(both, (eager.mean / fast.mean - 1) * 100)},
+      {{"mem_eager_mb", "Mem eager (MB)", 3}, if_measured(eager.count > 0, eager_memory)},
+      {{"mem_bt_mb", "Mem BT (MB)", 3}, if_measured(fast.count > 0, fast_memory)},
+      {{"mem_saved_percent", "Mem saved (%)", 3}, if_measured(both, (eager_memory / fast_memory - 1) * 100)},
+  };
+}
+
+std::vector<Field> fields(const EncoderRow& row) {
+  const Statistics eager = statistics_of(row.result.eager.seconds);
+  const Statistics fast = statistics_of(row.result.fast.seconds);
+  const bool timed = fast.count > 0;
+  const double tokens = static_cast<double>(row.cell.tokens());
+  std::vector<Field> out = classic_fields(row);
+  out.insert(
+      out.end(),
+      {
+          {{"status", "Status"}, row.result.error.empty() ? std::string("ok") : row.result.error},
+          {{"model", "Model"}, row.model},
+          {{"dtype", "dtype"}, row.dtype},
+          {{"device", "Device"}, row.device},
+          {{"device_name", "Device name"}, row.device_name},
+          {{"threads", "Threads"}, static_cast<std::int64_t>(row.threads)},
+          {{"isa", "ISA"}, row.isa},
+          {{"lengths", "Lengths"}, row.distribution},
+          {{"tokens", "Tokens"}, row.cell.tokens()},
+          {{"padding_percent", "Padding (%)", 1}, row.cell.padded_share() * 100},
+          {{"eager_median_ms", "Eager median (ms)", 3}, if_measured(eager.count > 0, eager.median * 1e3)},
+          {{"eager_p95_ms", "Eager P95 (ms)", 3}, if_measured(eager.count > 0, eager.p95 * 1e3)},
+          {{"eager_stddev_ms", "Eager stddev (ms)", 3}, if_measured(eager.count > 1, eager.stddev * 1e3)},
+          {{"fast_median_ms", "Fast median (ms)", 3}, if_measured(timed, fast.median * 1e3)},
+          {{"fast_p95_ms", "Fast P95 (ms)", 3}, if_measured(timed, fast.p95 * 1e3)},
+          {{"fast_stddev_ms", "Fast stddev (ms)", 3}, if_measured(fast.count > 1, fast.stddev * 1e3)},
+          {{"speedup", "Eager / fast"}, if_measured(timed && eager.count > 0, eager.median / fast.median)},
+          {{"eager_tok_s", "Eager (tok/s)", 0}, if_measured(eager.count > 0, tokens / eager.median)},
+          {{"fast_tok_s", "Fast (tok/s)", 0}, if_measured(timed, tokens / fast.median)},
+          {{"fast_gflop_s", "Fast (GFLOP/s)", 1}, if_measured(timed, row.result.cost.flops / fast.median / 1e9)},
+          {{"gemm_gflop_s", "GEMM rate (GFLOP/s)", 1}, if_measured(row.gemm_rate > 0, row.gemm_rate / 1e9)},
+          {{"gemm_share_percent", "Share of GEMM rate (%)", 1},
+           if_measured(timed && row.gemm_rate > 0, 100 * row.result.cost.flops / fast.median / row.gemm_rate)},
+          {{"eager_planned_mb", "Eager planned (MB)", 1},
+           if_measured(eager.count > 0, megabytes(row.result.eager.planned_memory))},
+          {{"fast_planned_mb", "Fast planned (MB)", 1}, if_measured(timed, megabytes(row.result.fast.planned_memory))},
+          {{"difference", "Difference of paths", 7}, if_measured(eager.count > 0, row.result.difference)},
+          {{"started", "Started"}, row.started},
+      });
+  return out;
+}
+
+std::vector<Cell> cells_of(std::vector<Field> all) {
+  std::vector<Cell> out;
+  out.reserve(all.size());
+  for (Field& field : all) out.push_back(std::move(field.value));
+  return out;
+}
+
+std::vector<Column> columns_of(std::vector<Field> all) {
+  std::vector<Column> out;
+  out.reserve(all.size());
+  for (Field& field : all) out.push_back(std::move(field.column));
+  return out;
+}
+
+// In the order of the printed table; those marked are left out where every row has the same.
+struct Shown {
+  std::string_view key;
+  bool always;
+};
+constexpr std::array<Shown, 14> kShown = {{{"batch_size", true},
+                                           {"seq_len", true},
+                                           {"padding_percent", true},
+                                           {"dtype", false},
+                                           {"tokens", true},
+                                           {"eager_median_ms", true},
+                                           {"fast_median_ms", true},
+                                           {"speedup", true},
+                                           {"fast_tok_s", true},
+                                           {"fast_gflop_s", true},
+                                           {"gemm_share_percent", true},
+                                           {"mem_eager_mb", true},
+                                           {"mem_bt_mb", true},
+                                           {"status", false}}};
+
+}  // namespace
+
+std::vector<Column> classic_encoder_columns() { return columns_of(classic_fields(EncoderRow{})); }
+std::vector<Cell> classic_encoder_row(const EncoderRow& row) { return cells_of(classic_fields(row)); }
+
+std::string classic_encoder_csv_name(std::string_view model) {
+  std::string name(model);
+  std::replace(name.begin(), name.end(), '/', '-');
+  return "log_" + name + ".csv";
+}
+
+std::vector<Column> encoder_columns() { return columns_of(fields(EncoderRow{})); }
+std::vector<Cell> encoder_row(const EncoderRow& row) { return cells_of(fields(row)); }
+
+Table encoder_table(const std::vector<EncoderRow>& rows, const std::string& caption) {
+  Table all;
+  all.columns = encoder_columns();
+  for (const EncoderRow& row : rows) all.rows.push_back(encoder_row(row));
+  Table out;
+  out.caption = caption;
+  out.rows.resize(rows.size());
+  for (const Shown& shown : kShown) {
+    const auto found =
+        std::find_if(all.columns.begin(), all.columns.end(), [&](const Column& c) { return c.key == shown.key; });
+    const auto c = static_cast<std::size_t>(found - all.columns.begin());
+    const auto useful = [&](const std::vector<Cell>& row) {
+      return shown.always ? !std::holds_alternative<std::monostate>(row[c]) : row[c] != all.rows.front()[c];
+    };
+    if (std::none_of(all.rows.begin(), all.rows.end(), useful)) continue;
+    out.columns.push_back(all.columns[c]);
+    for (std::size_t r = 0; r < rows.size(); ++r) out.rows[r].push_back(all.rows[r][c]);
+  }
+  return out;
+}
+
+}  // namespace nibble
