@@ -116,6 +116,9 @@ double activated(ActivationKind kind, double v) {
   return 0;
 }
 
+// |act'| is at most this for all activations: that of GELU, of both forms, at sqrt(2).
+constexpr double kSteepest = 1.13;
+
 std::vector<std::int64_t> sample(std::int64_t count, std::int64_t wanted, Random& random) {
   std::set<std::int64_t> chosen;
   if (wanted <= 0 || wanted >= count) {
@@ -298,11 +301,13 @@ class Run {
           const std::int64_t m = in.rows[r];
           Product want = first[r];
           if (gated) {
-            // |act'| is at most 1.13 for all four activations.
             const double act = activated(site_.epilogue.activation, want.value);
-            want.scale = 1.13 * want.scale * std::abs(up[r].value) + std::abs(act) * up[r].scale +
+            want.scale = kSteepest * want.scale * std::abs(up[r].value) + std::abs(act) * up[r].scale +
                          0.01 * want.scale * up[r].scale;
             want.value = act * up[r].value;
+          } else if (site_.epilogue.kind == EpilogueKind::activation) {
+            want.scale *= kSteepest;
+            want.value = activated(site_.epilogue.activation, want.value);
           } else if (site_.epilogue.kind == EpilogueKind::residual) {
             want.value += static_cast<double>(residual_.get(m, n));
           }

@@ -30,12 +30,17 @@ std::vector<RandomSiteOptions> sites() {
                    .compute = compute,
                    .epilogue = {EpilogueKind::residual, ActivationKind::silu},
                    .seed = 3});
-    // What the library does not take: gates, and in f32 K that is no multiple of 16.
+    // What the library does not take: gates, activations, and in f32 K that is no multiple of 16.
     all.push_back({.in_features = 64,
                    .out_features = {48, 48},
                    .compute = compute,
                    .epilogue = {EpilogueKind::gated, ActivationKind::silu},
                    .seed = 4});
+    all.push_back({.in_features = 64,
+                   .out_features = {48},
+                   .compute = compute,
+                   .epilogue = {EpilogueKind::activation, ActivationKind::gelu},
+                   .seed = 7});
     all.push_back({.in_features = 91, .out_features = {32}, .compute = compute, .seed = 5});
   }
   return all;

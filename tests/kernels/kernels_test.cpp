@@ -125,17 +125,31 @@ TEST_P(EveryKernel, FusedSites) {
                                     .epilogue = epilogue,
                                     .seed = seed};
           if (gptq) options.gptq = GptqFormat{4, 64, seed % 3 == 0, true};
-          check(options, {1, 9, 33});
+          check(options, {1, 9, 33, 109});
           ++seed;
         };
         with({80, 32, 48}, {EpilogueKind::store, ActivationKind::silu});
         with({72}, {EpilogueKind::residual, ActivationKind::silu});
-        for (const ActivationKind kind :
-             {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh, ActivationKind::relu}) {
+        for (const ActivationKind kind : {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh,
+                                          ActivationKind::relu, ActivationKind::quick_gelu, ActivationKind::tanh}) {
           with({80, 80}, {EpilogueKind::gated, kind});
+          with({80}, {EpilogueKind::activation, kind});
         }
       }
     }
+  }
+}
+
+// More rows than one group of blocks holds, in parts whose last panel is not full.
+TEST_P(EveryKernel, ManyRows) {
+  for (const DType compute : {DType::f32, DType::bf16}) {
+    check({.in_features = 1056, .out_features = {40, 64}, .bias = true, .compute = compute, .seed = 400}, {500});
+    check({.in_features = 1056,
+           .out_features = {72},
+           .compute = compute,
+           .epilogue = {EpilogueKind::activation, ActivationKind::gelu},
+           .seed = 401},
+          {391});
   }
 }
 

@@ -1,14 +1,24 @@
 #include "kernels/cpu/common_panels.h"
 
 #include "core/cpu.h"
+#include "kernels/cpu/scalar_activation.h"
 
 #include <algorithm>
 #include <bit>
 #include <chrono>
-#include <cmath>
 #include <vector>
 
 namespace nibble::panels {
+namespace {
+
+void put(const float* sum, std::int64_t row, const Output& to) {
+  for (std::int64_t n = 0; n < kWidth; ++n) {
+    const float value = sum[n] + to.bias[n];
+    to.y[row * to.stride + n] = to.residual == nullptr ? value : to.residual[row * to.residual_stride + n] + value;
+  }
+}
+
+}  // namespace
 
 // Products of bf16 pairs take half the time of float ones on some processors, and nearly twice as long on others
 // (Sapphire Rapids: 108 against 176 GFLOP/s a core): measured once, on a panel of 32 KiB and 12 rows, some 2 us a run.
@@ -20,7 +30,9 @@ bool pairs_are_faster() {
     const std::vector<std::uint16_t> panel(static_cast<std::size_t>(kInputs * kWidth), std::uint16_t{0x3f80});
     const std::vector<std::uint16_t> pairs(static_cast<std::size_t>(kInputs * 16), std::uint16_t{0x3f80});
     const std::vector<float> floats(static_cast<std::size_t>(kInputs * kRows), 1.0f);
-    std::vector<float> out(static_cast<std::size_t>(16 * kWidth));
+    std::vector<float> out(static_cast<std::size_t>(kRows * kWidth));
+    const std::vector<float> bias(static_cast<std::size_t>(kWidth));
+    const Output to{.y = out.data(), .stride = kWidth, .bias = bias.data()};
     // The best of 20, so that a run that was interrupted does not count.
     const auto best = [](const auto& run) {
       auto least = std::chrono::steady_clock::duration::max();
@@ -31,14 +43,19 @@ bool pairs_are_faster() {
       }
       return least;
     };
-    const auto of_pairs =
-        best([&] { bf16_avx512bf16(panel.data(), kInputs, pairs.data(), kInputs, kRows, out.data()); });
-    const auto of_floats =
-        best([&] { mixed_avx512(panel.data(), kInputs, floats.data(), kInputs, kRows, out.data()); });
+    const auto of_pairs = best([&] { bf16_avx512bf16(panel.data(), kInputs, pairs.data(), kInputs, kRows, to); });
+    const auto of_floats = best([&] { mixed_avx512(panel.data(), kInputs, floats.data(), kInputs, kRows, to); });
     return of_pairs < of_floats;
   }();
   return faster;
 }
+
+// Rows from which on products of bf16 pairs beat float inputs. vdpbf16ps, Zen 5, a core: 2 rows take 0.64 (K 384,
+// weights in a cache) to 0.93 (K 576, weights from memory) of the time, 8 rows 0.53 to 0.73. AMX, whose tiles have 16
+// rows: K = 576, weights from memory, pairs and floats: 8 rows 1.9 and 1.9 us a panel, 12 rows 1.9 and 2.4, 16 rows 2.0
+// and 3.7.
+constexpr std::int64_t kVectorPairRows = 2;
+constexpr std::int64_t kTilePairRows = 9;
 
 Functions functions() {
   Functions f;
@@ -46,38 +63,39 @@ Functions functions() {
   f.mixed = pick<MixedProduct>({{Isa::scalar, mixed_scalar}, {Isa::avx2, mixed_avx2}, {Isa::avx512, mixed_avx512}});
   f.bf16 = pick<Bf16Product>({{Isa::avx512bf16, bf16_avx512bf16}, {Isa::amx, bf16_amx}});
   if (f.bf16 == bf16_avx512bf16 && !pairs_are_faster()) f.bf16 = nullptr;
+  f.bf16_rows = f.bf16 == bf16_amx ? kTilePairRows : kVectorPairRows;
   f.sum_squares = pick<SumSquares>(
       {{Isa::scalar, sum_squares_scalar}, {Isa::avx2, sum_squares_avx2}, {Isa::avx512, sum_squares_avx512}});
   f.scale = pick<Scale>({{Isa::scalar, scale_scalar}, {Isa::avx2, scale_avx2}, {Isa::avx512, scale_avx512}});
   f.scale_bf16 = pick<ScaleBf16>({{Isa::avx512bf16, scale_bf16_avx512bf16}});
-  f.gated_sigmoid = pick<GatedSigmoid>(
-      {{Isa::scalar, gated_sigmoid_scalar}, {Isa::avx2, gated_sigmoid_avx2}, {Isa::avx512, gated_sigmoid_avx512}});
-  f.finish = pick<FinishRows>({{Isa::scalar, finish_scalar}, {Isa::avx2, finish_avx2}, {Isa::avx512, finish_avx512}});
+  f.activate =
+      pick<Activate>({{Isa::scalar, activate_scalar}, {Isa::avx2, activate_avx2}, {Isa::avx512, activate_avx512}});
+  f.gate = pick<Gate>({{Isa::scalar, gate_scalar}, {Isa::avx2, gate_avx2}, {Isa::avx512, gate_avx512}});
   return f;
 }
 
 void f32_scalar(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
-                float* out) {
+                const Output& to) {
   for (std::int64_t m = 0; m < rows; ++m) {
-    float* sum = out + m * kWidth;
-    std::fill(sum, sum + kWidth, 0.0f);
+    float sum[kWidth] = {};
     for (std::int64_t i = 0; i < k; ++i) {
       for (std::int64_t n = 0; n < kWidth; ++n) sum[n] += x[m * stride + i] * panel[i * kWidth + n];
     }
+    put(sum, m, to);
   }
 }
 
 void mixed_scalar(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
-                  float* out) {
+                  const Output& to) {
   for (std::int64_t m = 0; m < rows; ++m) {
-    float* sum = out + m * kWidth;
-    std::fill(sum, sum + kWidth, 0.0f);
+    float sum[kWidth] = {};
     for (std::int64_t i = 0; i < k; ++i) {
       const std::uint16_t* pairs = panel + i / 2 * 2 * kWidth + i % 2;
       for (std::int64_t n = 0; n < kWidth; ++n) {
         sum[n] += x[m * stride + i] * std::bit_cast<float>(static_cast<std::uint32_t>(pairs[2 * n]) << 16);
       }
     }
+    put(sum, m, to);
   }
 }
 
@@ -94,21 +112,18 @@ void scale_scalar(const float* x, const float* weight, float factor, std::int64_
   for (std::int64_t i = 0; i < k; ++i) out[i] = x[i] * factor * weight[i];
 }
 
-void gated_sigmoid_scalar(const float* gate, const float* up, std::int64_t count, bool gelu, float* out) {
-  constexpr float kGelu = 1.5957691216f;  // 2 sqrt(2 / pi)
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float g = gate[i];
-    const float t = gelu ? kGelu * (g + 0.044715f * g * g * g) : g;
-    out[i] = up[i] * g / (1.0f + std::exp(-t));
+void activate_scalar(ActivationKind kind, const float* x, std::int64_t rows, std::int64_t count, float* y,
+                     std::int64_t stride) {
+  for (std::int64_t m = 0; m < rows; ++m) {
+    for (std::int64_t n = 0; n < count; ++n) y[m * stride + n] = cpu::activated(kind, x[m * kWidth + n]);
   }
 }
 
-void finish_scalar(const float* products, const float* bias, const float* residual, std::int64_t residual_stride,
-                   std::int64_t rows, std::int64_t count, float* y, std::int64_t y_stride) {
+void gate_scalar(ActivationKind kind, const float* gate, const float* up, std::int64_t rows, std::int64_t count,
+                 float* y, std::int64_t stride) {
   for (std::int64_t m = 0; m < rows; ++m) {
     for (std::int64_t n = 0; n < count; ++n) {
-      const float sum = products[m * kWidth + n] + bias[n];
-      y[m * y_stride + n] = residual == nullptr ? sum : residual[m * residual_stride + n] + sum;
+      y[m * stride + n] = cpu::activated(kind, gate[m * kWidth + n]) * up[m * kWidth + n];
     }
   }
 }

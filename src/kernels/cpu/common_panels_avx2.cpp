@@ -1,3 +1,9 @@
+#include "core/simd_avx2.h"
+
+#include "core/simd_math.h"
+
+#include "kernels/cpu/simd_activations.h"
+
 #include "kernels/cpu/common_panels.h"
 
 #include <immintrin.h>
@@ -18,8 +24,17 @@ void prefetch(const void* at) {
   _mm_prefetch(static_cast<const char*>(at) + kAhead + 64, _MM_HINT_T0);
 }
 
+// Eight outputs of a row.
+void put(__m256 product, int row, int eighth, const Output& to) {
+  __m256 sum = _mm256_add_ps(product, _mm256_loadu_ps(to.bias + eighth * 8));
+  if (to.residual != nullptr) {
+    sum = _mm256_add_ps(_mm256_loadu_ps(to.residual + row * to.residual_stride + eighth * 8), sum);
+  }
+  _mm256_storeu_ps(to.y + row * to.stride + eighth * 8, sum);
+}
+
 template <int R>
-void f32_part(const float* panel, std::int64_t k, const float* x, std::int64_t stride, float* out) {
+void f32_part(const float* panel, std::int64_t k, const float* x, std::int64_t stride, const Output& to) {
   constexpr int V = kWide<R>;
   __m256 sum[R][V];
 #pragma GCC unroll 8
@@ -55,7 +70,7 @@ void f32_part(const float* panel, std::int64_t k, const float* x, std::int64_t s
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) _mm256_storeu_ps(out + r * kWidth + v * 8, sum[r][v]);
+    for (int v = 0; v < V; ++v) put(sum[r][v], r, v, to);
   }
 }
 
@@ -95,7 +110,7 @@ void mixed_step(const std::uint16_t* pairs, const float* x, std::int64_t stride,
 }
 
 template <int R>
-void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, float* out) {
+void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, const Output& to) {
   constexpr int V = kWide<R>;
   __m256 sum[R][V];
 #pragma GCC unroll 8
@@ -114,56 +129,47 @@ void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std:
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) _mm256_storeu_ps(out + r * kWidth + v * 8, sum[r][v]);
+    for (int v = 0; v < V; ++v) put(sum[r][v], r, v, to);
   }
 }
 
 template <typename Panel>
-using Part = void(const Panel*, std::int64_t, const float*, std::int64_t, float*);
+using Part = void(const Panel*, std::int64_t, const float*, std::int64_t, const Output&);
 constexpr Part<float>* kF32Parts[kRows] = {f32_part<1>, f32_part<2>, f32_part<3>,
                                            f32_part<4>, f32_part<5>, f32_part<6>};
 constexpr Part<std::uint16_t>* kMixedParts[kRows] = {mixed_part<1>, mixed_part<2>, mixed_part<3>,
                                                      mixed_part<4>, mixed_part<5>, mixed_part<6>};
 
+// The outputs from a row and a column on.
+Output part_of(Output to, std::int64_t row, std::int64_t column) {
+  to.y += row * to.stride + column;
+  to.bias += column;
+  if (to.residual != nullptr) to.residual += row * to.residual_stride + column;
+  return to;
+}
+
 // `half` is the distance in the panel from output 0 to output 16.
 template <typename Panel>
 void by_parts(Part<Panel>* const* parts, std::int64_t half, const Panel* panel, std::int64_t k, const float* x,
-              std::int64_t stride, std::int64_t rows, float* out) {
+              std::int64_t stride, std::int64_t rows, const Output& to) {
   for (std::int64_t m = 0, left = (rows + kRows - 1) / kRows; left > 0; --left) {
     const std::int64_t height = (rows - m + left - 1) / left;
-    parts[height - 1](panel, k, x + m * stride, stride, out + m * kWidth);
-    if (height > 3) parts[height - 1](panel + half, k, x + m * stride, stride, out + m * kWidth + 16);
+    parts[height - 1](panel, k, x + m * stride, stride, part_of(to, m, 0));
+    if (height > 3) parts[height - 1](panel + half, k, x + m * stride, stride, part_of(to, m, 16));
     m += height;
   }
 }
 
-// As in the AVX-512 unit: 2^n times the Taylor series of e^r to r^7.
-__m256 exp_of(__m256 v) {
-  const __m256 n =
-      _mm256_round_ps(_mm256_mul_ps(v, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), v);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-  __m256 p = _mm256_set1_ps(1.0f / 5040);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(power));
-}
-
 }  // namespace
 
-void f32_avx2(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows, float* out) {
-  by_parts(kF32Parts, 16, panel, k, x, stride, rows, out);
+void f32_avx2(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
+              const Output& to) {
+  by_parts(kF32Parts, 16, panel, k, x, stride, rows, to);
 }
 
 void mixed_avx2(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
-                float* out) {
-  by_parts(kMixedParts, 32, panel, k, x, stride, rows, out);
+                const Output& to) {
+  by_parts(kMixedParts, 32, panel, k, x, stride, rows, to);
 }
 
 float sum_squares_avx2(const float* x, std::int64_t k) {
@@ -192,37 +198,28 @@ void scale_avx2(const float* x, const float* weight, float factor, std::int64_t 
   for (; i < k; ++i) out[i] = x[i] * factor * weight[i];
 }
 
-void gated_sigmoid_avx2(const float* gate, const float* up, std::int64_t count, bool gelu, float* out) {
-  const __m256 limit = _mm256_set1_ps(87.0f);
-  for (std::int64_t i = 0; i < count; i += 8) {
-    const __m256 g = _mm256_loadu_ps(gate + i);
-    __m256 t = g;
-    if (gelu) {
-      const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_set1_ps(0.044715f), _mm256_mul_ps(g, g)), g, g);
-      t = _mm256_mul_ps(cubic, _mm256_set1_ps(1.5957691216f));  // 2 sqrt(2 / pi)
+void activate_avx2(ActivationKind kind, const float* x, std::int64_t rows, std::int64_t count, float* y,
+                   std::int64_t stride) {
+  cpu::with_activation(kind, [=](const auto& act) {
+    for (std::int64_t m = 0; m < rows; ++m) {
+      cpu::for_registers(count, [&](std::int64_t i, std::int64_t lanes) {
+        cpu::store_some(y + m * stride + i, lanes, act(cpu::load_some(x + m * kWidth + i, lanes)));
+      });
     }
-    // The operand order keeps a NaN: min and max return their second operand then.
-    const __m256 zero = _mm256_setzero_ps();
-    const __m256 e = exp_of(_mm256_min_ps(limit, _mm256_max_ps(_mm256_sub_ps(zero, limit), _mm256_sub_ps(zero, t))));
-    const __m256 product = _mm256_mul_ps(g, _mm256_loadu_ps(up + i));
-    _mm256_storeu_ps(out + i, _mm256_div_ps(product, _mm256_add_ps(_mm256_set1_ps(1.0f), e)));
-  }
+  });
 }
 
-void finish_avx2(const float* products, const float* bias, const float* residual, std::int64_t residual_stride,
-                 std::int64_t rows, std::int64_t count, float* y, std::int64_t y_stride) {
-  for (std::int64_t m = 0; m < rows; ++m) {
-    std::int64_t n = 0;
-    for (; n + 8 <= count; n += 8) {
-      __m256 sum = _mm256_add_ps(_mm256_loadu_ps(products + m * kWidth + n), _mm256_loadu_ps(bias + n));
-      if (residual != nullptr) sum = _mm256_add_ps(_mm256_loadu_ps(residual + m * residual_stride + n), sum);
-      _mm256_storeu_ps(y + m * y_stride + n, sum);
+void gate_avx2(ActivationKind kind, const float* gate, const float* up, std::int64_t rows, std::int64_t count, float* y,
+               std::int64_t stride) {
+  cpu::with_activation(kind, [=](const auto& act) {
+    for (std::int64_t m = 0; m < rows; ++m) {
+      cpu::for_registers(count, [&](std::int64_t i, std::int64_t lanes) {
+        const std::int64_t from = m * kWidth + i;
+        cpu::store_some(y + m * stride + i, lanes,
+                        cpu::Vec::mul(act(cpu::load_some(gate + from, lanes)), cpu::load_some(up + from, lanes)));
+      });
     }
-    for (; n < count; ++n) {
-      const float sum = products[m * kWidth + n] + bias[n];
-      y[m * y_stride + n] = residual == nullptr ? sum : residual[m * residual_stride + n] + sum;
-    }
-  }
+  });
 }
 
 }  // namespace nibble::panels

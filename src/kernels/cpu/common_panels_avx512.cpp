@@ -1,3 +1,9 @@
+#include "core/simd_avx512.h"
+
+#include "core/simd_math.h"
+
+#include "kernels/cpu/simd_activations.h"
+
 #include "kernels/cpu/common_panels.h"
 
 #include <immintrin.h>
@@ -23,8 +29,17 @@ void prefetch(const void* at) {
   _mm_prefetch(static_cast<const char*>(at) + kAhead + 64, _MM_HINT_T0);
 }
 
+// Half a row of outputs.
+void put(__m512 product, int row, int half, const Output& to) {
+  __m512 sum = _mm512_add_ps(product, _mm512_loadu_ps(to.bias + half * 16));
+  if (to.residual != nullptr) {
+    sum = _mm512_add_ps(_mm512_loadu_ps(to.residual + row * to.residual_stride + half * 16), sum);
+  }
+  _mm512_storeu_ps(to.y + row * to.stride + half * 16, sum);
+}
+
 template <int R>
-void f32_tile(const float* panel, std::int64_t k, const float* x, std::int64_t stride, float* out) {
+void f32_tile(const float* panel, std::int64_t k, const float* x, std::int64_t stride, const Output& to) {
   constexpr int kUnroll = kChains<R>;
   __m512 sum[kUnroll][R][2];
 #pragma GCC unroll 16
@@ -64,14 +79,14 @@ void f32_tile(const float* panel, std::int64_t k, const float* x, std::int64_t s
       __m512 total = sum[0][r][h];
 #pragma GCC unroll 16
       for (int u = 1; u < kUnroll; ++u) total = _mm512_add_ps(total, sum[u][r][h]);
-      _mm512_storeu_ps(out + r * kWidth + h * 16, total);
+      put(total, r, h, to);
     }
   }
 }
 
 // A pair's first element is the low half of its word: shifted up it is the float; the second needs only its mask.
 template <int R>
-void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, float* out) {
+void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, const Output& to) {
   const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   // Up to 3 rows sum even and odd k apart, for more chains.
   constexpr int kUnroll = R <= 3 ? 2 : 1;
@@ -115,14 +130,13 @@ void mixed_tile(const std::uint16_t* panel, std::int64_t k, const float* x, std:
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
     for (int h = 0; h < 2; ++h) {
-      _mm512_storeu_ps(out + r * kWidth + h * 16,
-                       kUnroll == 2 ? _mm512_add_ps(sum[0][r][h], sum[kUnroll - 1][r][h]) : sum[0][r][h]);
+      put(kUnroll == 2 ? _mm512_add_ps(sum[0][r][h], sum[kUnroll - 1][r][h]) : sum[0][r][h], r, h, to);
     }
   }
 }
 
 template <typename Panel>
-using Tile = void(const Panel*, std::int64_t, const float*, std::int64_t, float*);
+using Tile = void(const Panel*, std::int64_t, const float*, std::int64_t, const Output&);
 
 constexpr Tile<float>* kF32Tiles[kRows] = {f32_tile<1>, f32_tile<2>,  f32_tile<3>,  f32_tile<4>,
                                            f32_tile<5>, f32_tile<6>,  f32_tile<7>,  f32_tile<8>,
@@ -131,45 +145,34 @@ constexpr Tile<std::uint16_t>* kMixedTiles[kRows] = {mixed_tile<1>, mixed_tile<2
                                                      mixed_tile<5>, mixed_tile<6>,  mixed_tile<7>,  mixed_tile<8>,
                                                      mixed_tile<9>, mixed_tile<10>, mixed_tile<11>, mixed_tile<12>};
 
+// The outputs from a row on.
+Output from_row(Output to, std::int64_t row) {
+  to.y += row * to.stride;
+  if (to.residual != nullptr) to.residual += row * to.residual_stride;
+  return to;
+}
+
 // All rows in tiles of as equal a height as can be: 16 rows are 8 + 8, not 12 + 4.
 template <typename Panel>
 void by_tiles(Tile<Panel>* const* tiles, const Panel* panel, std::int64_t k, const float* x, std::int64_t stride,
-              std::int64_t rows, float* out) {
+              std::int64_t rows, const Output& to) {
   for (std::int64_t m = 0, left = (rows + kRows - 1) / kRows; left > 0; --left) {
     const std::int64_t height = (rows - m + left - 1) / left;
-    tiles[height - 1](panel, k, x + m * stride, stride, out + m * kWidth);
+    tiles[height - 1](panel, k, x + m * stride, stride, from_row(to, m));
     m += height;
   }
-}
-
-// e^v for |v| <= 87: 2^n times the Taylor series of e^r to r^7, |r| <= ln(2)/2, where the next term is below 6e-9.
-// ln(2) is taken off in two parts (Cody and Waite), the first with few digits, so that n times it is exact.
-__m512 exp_of(__m512 v) {
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(v, _mm512_set1_ps(1.44269504f)),
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), v);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.0f / 5040);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
 }
 
 }  // namespace
 
 void f32_avx512(const float* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
-                float* out) {
-  by_tiles(kF32Tiles, panel, k, x, stride, rows, out);
+                const Output& to) {
+  by_tiles(kF32Tiles, panel, k, x, stride, rows, to);
 }
 
 void mixed_avx512(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, std::int64_t rows,
-                  float* out) {
-  by_tiles(kMixedTiles, panel, k, x, stride, rows, out);
+                  const Output& to) {
+  by_tiles(kMixedTiles, panel, k, x, stride, rows, to);
 }
 
 float sum_squares_avx512(const float* x, std::int64_t k) {
@@ -192,36 +195,28 @@ void scale_avx512(const float* x, const float* weight, float factor, std::int64_
   }
 }
 
-void gated_sigmoid_avx512(const float* gate, const float* up, std::int64_t count, bool gelu, float* out) {
-  const __m512 limit = _mm512_set1_ps(87.0f);
-  for (std::int64_t i = 0; i < count; i += 16) {
-    const __m512 g = _mm512_loadu_ps(gate + i);
-    __m512 t = g;
-    if (gelu) {
-      const __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(0.044715f), _mm512_mul_ps(g, g)), g, g);
-      t = _mm512_mul_ps(cubic, _mm512_set1_ps(1.5957691216f));  // 2 sqrt(2 / pi)
+void activate_avx512(ActivationKind kind, const float* x, std::int64_t rows, std::int64_t count, float* y,
+                     std::int64_t stride) {
+  cpu::with_activation(kind, [=](const auto& act) {
+    for (std::int64_t m = 0; m < rows; ++m) {
+      cpu::for_registers(count, [&](std::int64_t i, std::int64_t lanes) {
+        cpu::store_some(y + m * stride + i, lanes, act(cpu::load_some(x + m * kWidth + i, lanes)));
+      });
     }
-    // The operand order keeps a NaN: min and max return their second operand then.
-    const __m512 e = exp_of(_mm512_min_ps(
-        limit, _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), limit), _mm512_sub_ps(_mm512_setzero_ps(), t))));
-    const __m512 product = _mm512_mul_ps(g, _mm512_loadu_ps(up + i));
-    _mm512_storeu_ps(out + i, _mm512_div_ps(product, _mm512_add_ps(_mm512_set1_ps(1.0f), e)));
-  }
+  });
 }
 
-void finish_avx512(const float* products, const float* bias, const float* residual, std::int64_t residual_stride,
-                   std::int64_t rows, std::int64_t count, float* y, std::int64_t y_stride) {
-  const std::uint32_t all = count == kWidth ? 0xffffffffu : (1u << count) - 1u;
-  const __mmask16 mask[2] = {static_cast<__mmask16>(all), static_cast<__mmask16>(all >> 16)};
-  for (int h = 0; h < 2; ++h) {
-    const __m512 b = _mm512_maskz_loadu_ps(mask[h], bias + h * 16);
+void gate_avx512(ActivationKind kind, const float* gate, const float* up, std::int64_t rows, std::int64_t count,
+                 float* y, std::int64_t stride) {
+  cpu::with_activation(kind, [=](const auto& act) {
     for (std::int64_t m = 0; m < rows; ++m) {
-      __m512 sum = _mm512_add_ps(_mm512_loadu_ps(products + m * kWidth + h * 16), b);
-      if (residual != nullptr)
-        sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[h], residual + m * residual_stride + h * 16), sum);
-      _mm512_mask_storeu_ps(y + m * y_stride + h * 16, mask[h], sum);
+      cpu::for_registers(count, [&](std::int64_t i, std::int64_t lanes) {
+        const std::int64_t from = m * kWidth + i;
+        cpu::store_some(y + m * stride + i, lanes,
+                        cpu::Vec::mul(act(cpu::load_some(gate + from, lanes)), cpu::load_some(up + from, lanes)));
+      });
     }
-  }
+  });
 }
 
 }  // namespace nibble::panels

@@ -21,8 +21,18 @@ constexpr int kChains = R == 1   ? 4
                         : R <= 3 ? 2
                                  : 1;
 
+// Half a row of outputs.
+void put(__m512 product, int row, int half, const Output& to) {
+  __m512 sum = _mm512_add_ps(product, _mm512_loadu_ps(to.bias + half * 16));
+  if (to.residual != nullptr) {
+    sum = _mm512_add_ps(_mm512_loadu_ps(to.residual + row * to.residual_stride + half * 16), sum);
+  }
+  _mm512_storeu_ps(to.y + row * to.stride + half * 16, sum);
+}
+
 template <int R>
-void bf16_tile(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride, float* out) {
+void bf16_tile(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride,
+               const Output& to) {
   constexpr int U = kChains<R>;
   __m512 sum[U][R][2];
 #pragma GCC unroll 16
@@ -55,22 +65,29 @@ void bf16_tile(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* 
       __m512 total = sum[0][r][h];
 #pragma GCC unroll 16
       for (int u = 1; u < U; ++u) total = _mm512_add_ps(total, sum[u][r][h]);
-      _mm512_storeu_ps(out + r * kWidth + h * 16, total);
+      put(total, r, h, to);
     }
   }
 }
 
-using Tile = void(const std::uint16_t*, std::int64_t, const std::uint16_t*, std::int64_t, float*);
+// The outputs from a row on.
+Output from_row(Output to, std::int64_t row) {
+  to.y += row * to.stride;
+  if (to.residual != nullptr) to.residual += row * to.residual_stride;
+  return to;
+}
+
+using Tile = void(const std::uint16_t*, std::int64_t, const std::uint16_t*, std::int64_t, const Output&);
 constexpr Tile* kTiles[kRows] = {bf16_tile<1>, bf16_tile<2>, bf16_tile<3>, bf16_tile<4>,  bf16_tile<5>,  bf16_tile<6>,
                                  bf16_tile<7>, bf16_tile<8>, bf16_tile<9>, bf16_tile<10>, bf16_tile<11>, bf16_tile<12>};
 
 }  // namespace
 
 void bf16_avx512bf16(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride,
-                     std::int64_t rows, float* out) {
+                     std::int64_t rows, const Output& to) {
   for (std::int64_t m = 0, left = (rows + kRows - 1) / kRows; left > 0; --left) {
     const std::int64_t height = (rows - m + left - 1) / left;
-    kTiles[height - 1](panel, k, x + m * stride, stride, out + m * kWidth);
+    kTiles[height - 1](panel, k, x + m * stride, stride, from_row(to, m));
     m += height;
   }
 }

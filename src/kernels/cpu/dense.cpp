@@ -18,19 +18,18 @@
 namespace nibble {
 namespace {
 
-// In bf16, from kLibraryRows rows on. Zen 5, a core, 256 rows, with all that is done around the product: 0.93 of the
-// time of the own one at K 1536, 0.98 and 0.99 at K 576, which is less than leaving the parallel region and coming back
-// costs. AMX: 0.82 (K 576) and 0.91 (K 1536) at 512 rows, the bare product. In f32 the bare product takes 0.94 to 1.05.
+// In bf16 with AMX, from kLibraryRows rows on: 0.82 (K 576) and 0.91 (K 1536) of the time at 512 rows, the bare
+// product. With vdpbf16ps the library takes 0.98 to 1.03 at K 384 to 4096 and 64 to 2048 rows, in f32 0.96 to 1.05:
+// leaving the parallel region and coming back costs more than it wins (Zen 5, a core).
 bool library_is_faster(const LinearSite& site) {
-  constexpr std::int64_t kLongInputs = 1024;
-  return site.compute == DType::bf16 && panels::functions().bf16 != nullptr &&
-         (site.in_features() >= kLongInputs || active_isa() >= Isa::amx);
+  return site.compute == DType::bf16 && panels::functions().bf16 != nullptr && active_isa() >= Isa::amx;
 }
 
-// Not gates: they stand interleaved with up in the panels, so that a pass of its own would have to read and write 9 MB
-// a 512 rows of SmolLM2, about a tenth of the product's time at 50 GB/s.
+// Not activations, which the own product applies while its outputs are in a cache. Not gates: they stand interleaved
+// with up in the panels, so that a pass of its own would have to read and write 9 MB a 512 rows of SmolLM2, about a
+// tenth of the product's time at 50 GB/s.
 bool library_can(const LinearSite& site, const PanelLayout& layout) {
-  if (site.epilogue.kind == EpilogueKind::gated) return false;
+  if (site.epilogue.kind == EpilogueKind::gated || site.epilogue.kind == EpilogueKind::activation) return false;
   return layout.bf16 ? panels::functions().bf16 != nullptr : true;
 }
 
@@ -66,7 +65,8 @@ class DenseKernel final : public LinearKernel {
 
   std::string_view name() const override { return "dense"; }
   KernelTraits traits() const override {
-    return {.summary = "full precision, f32 or bf16 weights with sums in f32; fuses norms, residuals and gates",
+    return {.summary =
+                "full precision, f32 or bf16 weights with sums in f32; fuses norms, residuals, activations and gates",
             .accumulate = "f32"};
   }
 
@@ -77,7 +77,7 @@ class DenseKernel final : public LinearKernel {
             "{} is quantised and dense keeps full-precision weights: use packed, dequant or reference", part.name));
       }
     }
-    return Fit::yes(true, site.epilogue.kind != EpilogueKind::activation);
+    return Fit::yes(true, true);
   }
 
   std::size_t packed_bytes(const LinearSite& site) const override {

@@ -117,7 +117,7 @@ class DequantKernel final : public LinearKernel {
     for (const LinearDesc& part : site.parts) {
       if (!part.gptq) return Fit::no(fmt::format("{} is not quantised: use dense", part.name));
     }
-    return Fit::yes(true, site.epilogue.kind != EpilogueKind::activation);
+    return Fit::yes(true, true);
   }
 
   std::size_t packed_bytes(const LinearSite& site) const override {

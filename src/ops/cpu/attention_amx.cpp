@@ -1,9 +1,9 @@
 // Attention over a bf16 cache with AMX tiles, for many rows of queries. The cache's layout is that of the tiles: 16
 // pairs of dimensions of a block of 16 keys are one tile of K, 16 pairs of tokens by 16 dimensions one of V, so that
 // nothing is rearranged. q and the probabilities are rounded to bf16, all sums are float.
-#include "ops/cpu/simd_avx512.h"
+#include "core/simd_avx512.h"
 
-#include "ops/cpu/simd_math.h"
+#include "core/simd_math.h"
 
 #include "ops/cpu/simd_attention.h"
 

@@ -1,6 +1,8 @@
-#include "ops/cpu/simd_avx512.h"
+#include "core/simd_avx512.h"
 
-#include "ops/cpu/simd_math.h"
+#include "core/simd_math.h"
+
+#include "kernels/cpu/simd_activations.h"
 
 #include "ops/cpu/simd_ops.h"
 

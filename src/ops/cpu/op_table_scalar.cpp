@@ -1,4 +1,5 @@
 // The reference: plain C++, one element at a time, statistics in double.
+#include "kernels/cpu/scalar_activation.h"
 #include "ops/cpu/attention_scalar.h"
 #include "ops/cpu/kv_layout.h"
 #include "ops/cpu/op_table.h"
@@ -8,7 +9,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numbers>
 
 namespace nibble::cpu {
 namespace {
@@ -60,27 +60,6 @@ void rotate(float* head, const float* cosines, const float* sines, std::int64_t 
     a = rotated_a;
     b = rotated_b;
   }
-}
-
-float activated(ActivationKind kind, float x) {
-  switch (kind) {
-    case ActivationKind::silu:
-      return x / (1 + std::exp(-x));
-    case ActivationKind::gelu:
-      return 0.5f * x * (1 + std::erf(x * static_cast<float>(1 / std::numbers::sqrt2)));
-    case ActivationKind::gelu_tanh: {
-      // 0.7978845608 = sqrt(2 / pi); the cubic term is that of the original approximation.
-      constexpr float kSqrt2OverPi = 0.7978845608f;
-      return 0.5f * x * (1 + std::tanh(kSqrt2OverPi * (x + 0.044715f * x * x * x)));
-    }
-    case ActivationKind::relu:
-      return x > 0 ? x : 0;
-    case ActivationKind::quick_gelu:
-      return x / (1 + std::exp(-1.702f * x));
-    case ActivationKind::tanh:
-      return std::tanh(x);
-  }
-  return x;
 }
 
 void activate(ActivationKind kind, const float* x, std::int64_t n, float* y) {

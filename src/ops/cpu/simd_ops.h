@@ -106,78 +106,19 @@ void rotate(float* head, const float* cosines, const float* sines, std::int64_t 
   });
 }
 
-inline Reg silu(Reg x) { return times_sigmoid2(x, Vec::mul(x, Vec::set1(kLog2E))); }
-
-// x * Phi(x) = max(x, 0) - |x| / 2 * erfc(|x| / sqrt(2)), with erfc by formula 7.1.26 of Abramowitz and Stegun's
-// Handbook of Mathematical Functions: absolute error of erfc 1.5e-7, and no cancellation for negative x.
-inline Reg gelu(Reg x) {
-  const Reg magnitude = Vec::abs(x);
-  const Reg z = Vec::mul(magnitude, Vec::set1(0.707106781f));
-  const Reg t = Vec::reciprocal(Vec::fma(Vec::min(Vec::set1(1e6f), z), Vec::set1(0.3275911f), Vec::set1(1)));
-  Reg p = Vec::fma(Vec::set1(1.061405429f), t, Vec::set1(-1.453152027f));
-  p = Vec::fma(p, t, Vec::set1(1.421413741f));
-  p = Vec::fma(p, t, Vec::set1(-0.284496736f));
-  p = Vec::fma(p, t, Vec::set1(0.254829592f));
-  const Reg power = exp2(Vec::mul(Vec::mul(z, z), Vec::set1(-kLog2E)));
-  const Reg erfc = Vec::mul(Vec::mul(p, t), power);
-  // Beyond 1e6 erfc is 0, and so must its product with an infinite x be.
-  const Reg half = Vec::mul(Vec::min(Vec::set1(1e6f), magnitude), Vec::set1(0.5f));
-  return Vec::sub(Vec::max(Vec::zero(), x), Vec::mul(half, erfc));
-}
-
-// 0.5 x (1 + tanh(u)) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
-inline Reg gelu_tanh(Reg x) {
-  const Reg cubic = Vec::fma(Vec::mul(Vec::mul(x, x), Vec::set1(0.044715f)), x, x);
-  return times_sigmoid2(x, Vec::mul(cubic, Vec::set1(2 * 0.7978845608f * kLog2E)));
-}
-
-inline Reg quick_gelu(Reg x) { return times_sigmoid2(x, Vec::mul(x, Vec::set1(1.702f * kLog2E))); }
-
-template <typename Activation>
-inline void gated_by(const Activation& activation, const float* gate, const float* up, std::int64_t n, float* y) {
-  for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
-    store_some(y + i, lanes, Vec::mul(activation(load_some(gate + i, lanes)), load_some(up + i, lanes)));
+void activate(ActivationKind kind, const float* x, std::int64_t n, float* y) {
+  with_activation(kind, [=](const auto& act) {
+    for_registers(n,
+                  [&](std::int64_t i, std::int64_t lanes) { store_some(y + i, lanes, act(load_some(x + i, lanes))); });
   });
 }
 
-template <typename Activation>
-inline void activate_by(const Activation& activation, const float* x, std::int64_t n, float* y) {
-  for_registers(
-      n, [&](std::int64_t i, std::int64_t lanes) { store_some(y + i, lanes, activation(load_some(x + i, lanes))); });
-}
-
-void activate(ActivationKind kind, const float* x, std::int64_t n, float* y) {
-  switch (kind) {
-    case ActivationKind::silu:
-      return activate_by([](Reg v) { return silu(v); }, x, n, y);
-    case ActivationKind::gelu:
-      return activate_by([](Reg v) { return gelu(v); }, x, n, y);
-    case ActivationKind::gelu_tanh:
-      return activate_by([](Reg v) { return gelu_tanh(v); }, x, n, y);
-    case ActivationKind::relu:
-      return activate_by([](Reg v) { return Vec::max(Vec::zero(), v); }, x, n, y);
-    case ActivationKind::quick_gelu:
-      return activate_by([](Reg v) { return quick_gelu(v); }, x, n, y);
-    case ActivationKind::tanh:
-      return activate_by([](Reg v) { return tanh(v); }, x, n, y);
-  }
-}
-
 void gated(ActivationKind kind, const float* gate, const float* up, std::int64_t n, float* y) {
-  switch (kind) {
-    case ActivationKind::silu:
-      return gated_by([](Reg x) { return silu(x); }, gate, up, n, y);
-    case ActivationKind::gelu:
-      return gated_by([](Reg x) { return gelu(x); }, gate, up, n, y);
-    case ActivationKind::gelu_tanh:
-      return gated_by([](Reg x) { return gelu_tanh(x); }, gate, up, n, y);
-    case ActivationKind::relu:
-      return gated_by([](Reg x) { return Vec::max(Vec::zero(), x); }, gate, up, n, y);
-    case ActivationKind::quick_gelu:
-      return gated_by([](Reg x) { return quick_gelu(x); }, gate, up, n, y);
-    case ActivationKind::tanh:
-      return gated_by([](Reg x) { return tanh(x); }, gate, up, n, y);
-  }
+  with_activation(kind, [=](const auto& act) {
+    for_registers(n, [&](std::int64_t i, std::int64_t lanes) {
+      store_some(y + i, lanes, Vec::mul(act(load_some(gate + i, lanes)), load_some(up + i, lanes)));
+    });
+  });
 }
 
 void add(const float* a, const float* b, std::int64_t n, float* y) {

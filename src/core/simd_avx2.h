@@ -1,4 +1,4 @@
-// Eight floats of AVX2, as simd_math.h, simd_ops.h and simd_attention.h want them. Only for units compiled for AVX2
+// Eight floats of AVX2, as core/simd_math.h and what is built on it want them. Only for units compiled for AVX2
 // with FMA and F16C: everything is in an unnamed namespace, so that none of it is merged with code for other
 // processors.
 #pragma once

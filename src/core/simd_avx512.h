@@ -1,4 +1,4 @@
-// Sixteen floats of AVX-512 (F, BW, VL, DQ), as simd_math.h, simd_ops.h and simd_attention.h want them. Only for units
+// Sixteen floats of AVX-512 (F, BW, VL, DQ), as core/simd_math.h and what is built on it want them. Only for units
 // compiled for it: everything is in an unnamed namespace, so that none of it is merged with code for other processors.
 #pragma once
 
