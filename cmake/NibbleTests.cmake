@@ -23,6 +23,10 @@ foreach(module core formats kernels ops models engine quant bench report cli)
       endif()
     endif()
   endforeach()
+  # Attention without a cache multiplies as linear kernels do.
+  if(module STREQUAL "ops")
+    target_link_libraries(test_${module} PRIVATE nibble_kernels)
+  endif()
   if(module STREQUAL "cli")
     target_link_libraries(test_${module} PRIVATE nibble_bench nibble_report CLI11::CLI11)
     # Some tests run the program itself.

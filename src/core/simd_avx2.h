@@ -99,6 +99,29 @@ struct Vec {
     return _mm256_i32gather_ps(p, index, 4);
   }
 
+  // Rows become columns: pairs of rows are interleaved, then pairs of pairs, then halves of registers exchanged.
+  static void transpose(Reg (&x)[kLanes]) {
+    Reg t[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i += 4) {
+      x[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      x[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      x[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      x[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 4; ++i) {
+      const Reg low = x[i];
+      x[i] = _mm256_permute2f128_ps(low, x[i + 4], 0x20);
+      x[i + 4] = _mm256_permute2f128_ps(low, x[i + 4], 0x31);
+    }
+  }
+
   static float sum(Reg x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -87,10 +87,46 @@ struct Vec {
     return _mm512_i32gather_ps(_mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int>(stride))), p, 4);
   }
 
+  // Rows become columns: pairs of rows are interleaved, then pairs of pairs, then quarters of registers, twice.
+  static void transpose(Reg (&x)[kLanes]) {
+    Reg t[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i += 4) {
+      x[i] = unpack_low(t[i], t[i + 2]);
+      x[i + 1] = unpack_high(t[i], t[i + 2]);
+      x[i + 2] = unpack_low(t[i + 1], t[i + 3]);
+      x[i + 3] = unpack_high(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 4; ++i) {
+      t[i] = _mm512_shuffle_f32x4(x[i], x[i + 4], 0x88);
+      t[i + 4] = _mm512_shuffle_f32x4(x[i], x[i + 4], 0xdd);
+      t[i + 8] = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x88);
+      t[i + 12] = _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 8; ++i) {
+      x[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+      x[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    }
+  }
+
   static float sum(Reg x) { return _mm512_reduce_add_ps(x); }
   static float largest(Reg x) { return _mm512_reduce_max_ps(x); }
   // A bit for each lane that equals y.
   static unsigned equal(Reg x, Reg y) { return _mm512_cmp_ps_mask(x, y, _CMP_EQ_OQ); }
+
+  static Reg unpack_low(Reg a, Reg b) {
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  }
+  static Reg unpack_high(Reg a, Reg b) {
+    return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+  }
 
   // A sum in double, in a fixed order.
   struct DoubleSum {

@@ -1,0 +1,56 @@
+// The reference: plain C++, one element at a time.
+#include "core/cpu.h"
+#include "ops/cpu/self_attention_ops.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble::cpu {
+namespace {
+
+void pack_keys(const float* k, std::int64_t stride, std::int64_t keys, std::int64_t dim, void* panel) {
+  auto* to = static_cast<float*>(panel);
+  for (std::int64_t d = 0; d < dim; ++d) {
+    for (std::int64_t j = 0; j < kPanel; ++j) to[d * kPanel + j] = j < keys ? k[j * stride + d] : 0;
+  }
+}
+
+void pack_values(const float* v, std::int64_t stride, std::int64_t keys, std::int64_t dims, void* panel) {
+  auto* to = static_cast<float*>(panel);
+  for (std::int64_t j = 0; j < keys; ++j) {
+    for (std::int64_t d = 0; d < kPanel; ++d) to[j * kPanel + d] = d < dims ? v[j * stride + d] : 0;
+  }
+}
+
+float soften(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, void* p,
+             float* max, float* sum) {
+  const auto score = [&](std::int64_t j) { return scores[j] * factor + (bias != nullptr ? bias[j] : 0); };
+  float top = *max;
+  for (std::int64_t j = 0; j < n; ++j) top = std::max(top, score(j));
+  auto* to = static_cast<float*>(p);
+  float total = 0;
+  for (std::int64_t j = 0; j < n; ++j) {
+    to[j] = std::exp2(score(j) - top);
+    total += to[j];
+  }
+  for (std::int64_t j = n; j < padded; ++j) to[j] = 0;
+  const float before = std::exp2(*max - top);
+  *max = top;
+  *sum = *sum * before + total;
+  return before;
+}
+
+}  // namespace
+
+const SelfAttentionOps& self_attention_ops_scalar() {
+  static constexpr SelfAttentionOps ops{pack_keys, pack_values, soften};
+  return ops;
+}
+
+const SelfAttentionOps& self_attention_ops() {
+  return pick<const SelfAttentionOps&()>({{Isa::scalar, self_attention_ops_scalar},
+                                          {Isa::avx2, self_attention_ops_avx2},
+                                          {Isa::avx512, self_attention_ops_avx512}})();
+}
+
+}  // namespace nibble::cpu
