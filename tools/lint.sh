@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks the form of the sources.
 #   tools/lint.sh format [--fix]     clang-format of every C++ file; no line of Python, shell or CMake above 120 columns
-#   tools/lint.sh tidy [COMMIT]      clang-tidy of the sources that changed since COMMIT (without it: of all)
+#   tools/lint.sh tidy [COMMIT]      clang-tidy of the sources that changed since COMMIT, the latest first (without it:
+#                                    of all); units not begun after TIDY_SECONDS are named instead (0: no limit)
 #   tools/lint.sh files              no file of code above 800 lines; headers begin with #pragma once
 # tidy needs compile_commands.json of a configured build folder (BUILD, default build).
 set -euo pipefail
@@ -27,15 +28,16 @@ format() {
   echo "format: $count C++ files are as .clang-format says"
 }
 
-# The set of files that a header's change touches is left to the units named for it: x.h brings x.cpp along.
+# The set of files that a header's change touches is left to the units named for it: x.h brings x.cpp along. What is not
+# committed comes first, then the units of the latest commits.
 changed_units() {
   local base=$1 file
-  git diff --name-only --diff-filter=d "$base" -- '*.cpp' '*.h' | while read -r file; do
-    case $file in
-      *.cpp) echo "$file" ;;
-      *.h) if [ -f "${file%.h}.cpp" ]; then echo "${file%.h}.cpp"; fi ;;
-    esac
-  done | sort -u
+  { git diff --name-only HEAD -- '*.cpp' '*.h'; git log --name-only --format= "$base..HEAD" -- '*.cpp' '*.h'; } |
+    while read -r file; do
+      file=${file%.h}
+      file=${file%.cpp}.cpp
+      if [ -f "$file" ]; then echo "$file"; fi
+    done | awk '!seen[$0]++'
 }
 
 tidy() {
@@ -51,10 +53,28 @@ tidy() {
   units=$(grep -Fx "$compiled" <<<"$units" || true)
   [ -n "$units" ] || { echo "tidy: nothing to check"; return 0; }
   echo "tidy: $(wc -l <<<"$units") units"
-  # clang does not know this spelling of gcc's warnings; its own warnings are not the point here.
-  xargs -P "${JOBS:-$(nproc)}" -n 1 \
-    clang-tidy-19 -p "$build" --quiet --extra-arg=-Wno-unknown-warning-option <<<"$units" \
+  local left
+  left=$(mktemp)
+  export BUILD=$build TIDY_LEFT=$left
+  TIDY_BEGUN=$(date +%s)
+  export TIDY_BEGUN
+  xargs -P "${JOBS:-$(nproc)}" -n 1 tools/lint.sh tidy_unit <<<"$units" \
     2> >(grep -v 'warnings generated\|Suppressed\|Use -header-filter' >&2)
+  if [ -s "$left" ]; then
+    echo "tidy: no time was left for $(wc -l <"$left") units (make lint checks all):"
+    sed 's/^/  /' "$left"
+  fi
+  rm -f "$left"
+}
+
+# One unit of tidy().
+tidy_unit() {
+  if [ "${TIDY_SECONDS:-0}" -gt 0 ] && [ $(($(date +%s) - TIDY_BEGUN)) -ge "$TIDY_SECONDS" ]; then
+    echo "$1" >>"$TIDY_LEFT"
+    return
+  fi
+  # clang does not know this spelling of gcc's warnings; its own warnings are not the point here.
+  clang-tidy-19 -p "$BUILD" --quiet --extra-arg=-Wno-unknown-warning-option "$1"
 }
 
 files() {
@@ -68,6 +88,6 @@ files() {
 }
 
 case "${1:-}" in
-  format | tidy | files) "$@" ;;
-  *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  format | tidy | tidy_unit | files) "$@" ;;
+  *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
