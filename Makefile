@@ -17,8 +17,8 @@ QUANTISED := $(MODEL)-GPTQ-4bit-64g
 TEXT := $(CACHE)/text
 ENCODER := $(CACHE)/all-MiniLM-L6-v2
 
-.PHONY: help deps deps-lint configure build programs test bench bench-full peers peers-encoders lint format \
-        fuzz asan cuda-all install clean \
+.PHONY: help deps deps-lint configure build programs test bench bench-full bench-encoder peers peers-encoders \
+        lint format fuzz asan cuda-all install clean \
         model text quantise encoder
 
 help:  ## list the targets
@@ -85,6 +85,10 @@ bench: quantise  ## print the benchmark's table for the default model, with a sh
 
 bench-full: quantise  ## the same with the full protocol: prompt 512, 512 new tokens, batch 1 to 16
 	@tools/bench.sh full $(MODEL) $(QUANTISED) $(TEXT)
+
+bench-encoder: $(ENCODER)/config.json | programs  ## print the encoder benchmark's table for the default encoder
+	@echo "bench-encoder: both paths in turns, 45 batches in f32 and bf16"
+	@$(NIBBLE) bench bettertransformer --model $(ENCODER) --sweep --short --dtype f32,bf16 --out results/encoder
 
 peers: quantise  ## measure llama.cpp on the same model beside nibble, alternating
 	@benchmarks/peers/run.sh $(MODEL) $(QUANTISED) $(GGUF)
