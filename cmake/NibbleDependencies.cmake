@@ -17,6 +17,7 @@ set(NIBBLE_LIBS_formats
   PUBLIC nlohmann_json::nlohmann_json
   PRIVATE PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH)
 set(NIBBLE_LIBS_kernels PRIVATE DNNL::dnnl)
+set(NIBBLE_LIBS_ops PRIVATE DNNL::dnnl)
 set(NIBBLE_LIBS_report PRIVATE nlohmann_json::nlohmann_json)
 set(NIBBLE_LIBS_quant PRIVATE DNNL::dnnl Eigen3::Eigen)
 set(NIBBLE_LIBS_cli PRIVATE CLI11::CLI11)

@@ -2,8 +2,7 @@
 
 #include "core/error.h"
 #include "kernels/cpu/common_panels.h"
-
-#include <dnnl.hpp>
+#include "kernels/cpu/library_engine.h"
 
 #include <array>
 #include <string_view>
@@ -13,16 +12,6 @@ namespace nibble {
 namespace {
 
 using dnnl::memory;
-
-const dnnl::engine& library_engine() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
-dnnl::stream& library_stream() {
-  static dnnl::stream stream(library_engine());
-  return stream;
-}
 
 }  // namespace
 

@@ -78,7 +78,7 @@ struct OpTable {
   AttentionKernel attention_bf16;
   /// Adds the partial result (acc2, max2, sum2) of one row to (acc, max, sum). n: a multiple of 16.
   void (*merge)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, std::int64_t n);
-  /// y = acc / sum.
+  /// y = acc / sum; y may be acc.
   void (*finish)(const float* acc, float sum, std::int64_t n, float* y);
 
   /// The index of the first largest, -1 where all are NaN; its value to *value.

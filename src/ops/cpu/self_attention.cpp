@@ -6,7 +6,9 @@
 #include "core/checked.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/common_panels.h"
+#include "ops/cpu/materialised_attention.h"
 #include "ops/cpu/self_attention_ops.h"
+#include "ops/cpu/spread_bias.h"
 
 #include <algorithm>
 #include <array>
@@ -125,7 +127,8 @@ class FusedAttention {
     const std::int64_t start = args_.map.row_begin[s];
     const std::int64_t keys = keys_before(s, last);
     pack(start, head, keys, thread);
-    const float* bias = args_.bias != nullptr ? spread_bias(head, rows(s), thread) : nullptr;
+    const float* bias =
+        args_.bias != nullptr ? spread_bias(args_, head, rows(s), place<float>(thread, scratch_.bias)) : nullptr;
     for (std::int64_t row = first; row < last; row += kRows) {
       attend_tile(s, head, row, std::min(kRows, last - row), keys, bias, thread);
     }
@@ -147,18 +150,6 @@ class FusedAttention {
       own_.pack_values(args_.v.f32_row(start) + head * dim_ + d, args_.v.stride, keys, std::min(kPanel, dim_ - d),
                        value_panel);
     }
-  }
-
-  // A head's bias in base 2 for all distances in a sequence, so that each row reads a run of it. What row 0 reads
-  // starts at the pointer returned, what row i reads i floats before.
-  const float* spread_bias(std::int64_t head, std::int64_t count, int thread) const {
-    auto* to = place<float>(thread, scratch_.bias) + count - 1;
-    const std::int64_t reach = args_.bias_reach;
-    const float* from = args_.bias + head * (2 * reach + 1) + reach;
-    for (std::int64_t d = 1 - count; d < count; ++d) {
-      to[d] = from[std::clamp(d, -reach, reach)] * std::numbers::log2e_v<float>;
-    }
-    return to;
   }
 
   void attend_tile(std::int64_t s, std::int64_t head, std::int64_t row, std::int64_t count, std::int64_t all_keys,
@@ -256,12 +247,14 @@ class FusedAttention {
 }  // namespace
 
 std::size_t self_attention_workspace(const SelfAttentionShape& shape, int parts) {
+  if (shape.materialise) return materialised_workspace(shape, parts);
   const bool bf16 = shape.compute == DType::bf16 && panels::functions().bf16 != nullptr;
   return checked_mul(Scratch(shape.longest, shape.head_dim, bf16).bytes, static_cast<std::size_t>(parts),
                      "attention's scratch");
 }
 
 void self_attention(const SelfAttentionArgs& args, const OpTable& ops, int parts, CpuStream& stream) {
+  if (args.materialise) return materialised_attention(args, ops, parts, stream);
   stream.parallel([args, &ops, parts, products = panels::functions()](int thread, int threads) {
     std::int64_t longest = 0;
     for (std::int64_t s = 0; s < args.map.sequences; ++s) {
