@@ -84,6 +84,30 @@ TEST(BenchmarkBettertransformer, TakesLengthsFromAFile) {
   EXPECT_TRUE(row.at("latency_eager_ms").is_null());
 }
 
+TEST(BenchAttention, TimesBothWays) {
+  const test::TempFolder folder;
+  const ProgramEnd end = test::run_program(
+      kProgram, {"bench",      "attention", "--batch-size", "2",     "--seqlen",  "5,300",
+                 "--head-dim", "8",         "--hidden",     "24",    "--mask",    "none,causal,padding",
+                 "--dtype",    "f32,bf16",  "--seconds",    "0.001", "--threads", "1",
+                 "--format",   "jsonl"},
+      folder.path());
+  ASSERT_EQ(end.exit_code, 0) << end.err << end.out;
+  const auto rows = lines_of(end.out);
+  ASSERT_EQ(rows.size(), 12u);
+  for (const std::string& text : rows) {
+    const nlohmann::json row = nlohmann::json::parse(text);
+    EXPECT_EQ(row.at("status"), "ok");
+    EXPECT_EQ(row.at("heads"), 3);
+    EXPECT_GT(row.at("fused_ms"), 0);
+    // Matrices of scores outgrow tiles with the length.
+    if (row.at("length") == 300) {
+      EXPECT_GT(row.at("math_mb"), row.at("fused_mb")) << text;
+    }
+  }
+  EXPECT_EQ(test::run_program(kProgram, {"bench", "attention", "--mask", "alibi"}, folder.path()).exit_code, 2);
+}
+
 TEST(BenchmarkBettertransformer, RefusesWithASentence) {
   const test::TempFolder folder;
   const auto refused = [&](std::vector<std::string> more, const std::string& part, int code = 2) {
