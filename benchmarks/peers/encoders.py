@@ -159,11 +159,11 @@ class Nibble:
         batch_size, seqlen, padding = config
         command = [self.args.nibble, "--quiet", "bench", "bettertransformer", "--model", self.args.model,
                    "--batch-size", str(batch_size), "--seqlen", str(seqlen), "--padding", str(padding),
-                   "--lengths-file", str(self.lengths_file), "--dtype", self.dtype,
-                   "--threads", str(self.args.threads), "--format", "csv"]
+                   "--lengths-file", str(self.lengths_file), "--dtype", self.dtype, "--path", "fast",
+                   "--seconds", str(seconds), "--threads", str(self.args.threads), "--format", "jsonl"]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows = list(csv.DictReader(output.splitlines()))
-        return [float(row["latency_ms"]) for row in rows]
+        # One figure a process: the median of its passes.
+        return [json.loads(line)["fast_median_ms"] for line in output.splitlines()]
 
     def close(self):
         pass
