@@ -83,13 +83,15 @@ class EncoderBench {
   /// Runs both paths on the cell's batch, compares what comes out, and times them in turns. A cell whose paths disagree
   /// is not timed. `progress` gets the share of the cell that is done.
   EncoderCellResult run(const EncoderCell& cell, const std::function<void(double share)>& progress);
+  /// The fast path's time for each node, on the cell's batch.
+  std::vector<NodeTime> profile(const EncoderCell& cell);
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
-/// Times by node of one forward pass of the fast path, as text for people.
+/// Times by node of one forward pass, as text for people: the same node of all layers is one line.
 std::string profile_text(const std::vector<NodeTime>& times);
 
 }  // namespace nibble

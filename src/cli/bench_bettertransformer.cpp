@@ -184,6 +184,10 @@ class Bench {
         if (InterruptGuard::signal() != 0) return finish(progress);
         done += kSteps;
         keep(cell, *bench, result);
+        if (o_.profile && result.error.empty()) {
+          // Beside the table, for people.
+          fmt::print(stderr, "{}:\n{}", what, profile_text(bench->profile(cell)));
+        }
       }
     }
     return finish(progress);
