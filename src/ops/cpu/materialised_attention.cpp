@@ -265,9 +265,9 @@ class MaterialisedAttention {
     const Places p = places();
     float* row = at<float>(p.scores) + offset;
     if (seen > 0) {
-      float max = kLowestScore;
-      float sum = 0;
-      own_.soften(row, seen, rows, args_.scale * std::numbers::log2e_v<float>, bias, row, &max, &sum);
+      const float factor = args_.scale * std::numbers::log2e_v<float>;
+      const float top = own_.largest(row, seen, factor, bias);
+      const float sum = own_.soften(row, seen, rows, factor, bias, top, row);
       ops_.finish(row, sum, seen, row);
     } else {
       std::fill_n(row, rows, 0.0f);

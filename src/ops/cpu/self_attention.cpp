@@ -162,7 +162,7 @@ class FusedAttention {
     auto* sums = place<float>(thread, scratch_.sums);
     std::array<float, kRows> max;
     std::array<float, kRows> sum{};
-    max.fill(kLowestScore);
+    max.fill(-INFINITY);
     if (bf16_) {
       for (std::int64_t r = 0; r < count; ++r) {
         products_.scale_bf16(args_.q.f32_row(start + r) + head * dim_, nullptr, 1, dim_, dims,
@@ -175,14 +175,24 @@ class FusedAttention {
         score(start, head, count, (key + j) / kPanel, {scores + j, kScoreStride, kNoBias.data(), nullptr, 0}, thread);
       }
       const std::int64_t padded = bf16_ ? round_up(block, kPanel) : block;
+      // What row r sees of the block, and its bias.
+      const auto seen = [&](std::int64_t r) { return std::min(keys_before(s, row + r + 1) - key, block); };
+      const auto bias_of = [&](std::int64_t r) { return bias != nullptr ? bias - (row + r) + key : nullptr; };
+      std::array<float, kRows> before;
       for (std::int64_t r = 0; r < count; ++r) {
-        const std::int64_t seen = keys_before(s, row + r + 1) - key;
-        const float* row_bias = bias != nullptr ? bias - (row + r) + key : nullptr;
-        const float before = soften(scores + r * kScoreStride, r, std::min(seen, block), padded, factor, row_bias,
-                                    &max[r], &sum[r], thread);
-        if (key > 0 && before != 1) {
-          for (std::int64_t d = 0; d < dims; ++d) sums[r * dims + d] *= before;
+        const auto i = static_cast<std::size_t>(r);
+        before[i] = max[i];
+        if (seen(r) > 0)
+          max[i] = std::max(max[i], own_.largest(scores + r * kScoreStride, seen(r), factor, bias_of(r)));
+      }
+      for (std::int64_t r = 0; r < count; ++r) {
+        const auto i = static_cast<std::size_t>(r);
+        if (key > 0 && before[i] != max[i]) {
+          const float rescale = std::exp2(before[i] - max[i]);
+          sum[i] *= rescale;
+          for (std::int64_t d = 0; d < dims; ++d) sums[r * dims + d] *= rescale;
         }
+        sum[i] += soften(scores + r * kScoreStride, r, seen(r), padded, factor, bias_of(r), max[i], thread);
       }
       for (std::int64_t d = 0; d < dims; d += kPanel) {
         const std::byte* panel = place<std::byte>(thread, scratch_.values) + d / kPanel * value_panel_bytes(all_keys) +
@@ -193,7 +203,7 @@ class FusedAttention {
     for (std::int64_t r = 0; r < count; ++r) {
       float* y = args_.y.f32_row(start + r) + head * dim_;
       if (keys > 0) {
-        ops_.finish(sums + r * dims, sum[r], dim_, y);
+        ops_.finish(sums + r * dims, sum[static_cast<std::size_t>(r)], dim_, y);
       } else {
         std::fill_n(y, dim_, 0.0f);
       }
@@ -215,12 +225,12 @@ class FusedAttention {
 
   // Row r's scores of a block to probabilities, as SelfAttentionOps::soften; the row sees n of them, or none.
   float soften(float* scores, std::int64_t r, std::int64_t n, std::int64_t padded, float factor, const float* bias,
-               float* max, float* sum, int thread) const {
+               float top, int thread) const {
     void* p = scores;
     if (bf16_) p = place<std::uint16_t>(thread, scratch_.probabilities) + r * kProbabilityStride;
-    if (n > 0) return own_.soften(scores, n, padded, factor, bias, p, max, sum);
+    if (n > 0) return own_.soften(scores, n, padded, factor, bias, top, p);
     std::fill_n(static_cast<std::byte*>(p), padded * (bf16_ ? 2 : 4), std::byte{0});
-    return 1;
+    return 0;
   }
 
   // The tile's probabilities times one panel of values.

@@ -54,36 +54,26 @@ void pack_values_bf16(const float* v, std::int64_t stride, std::int64_t keys, st
 }
 
 // The probabilities are rounded to bf16, for which three terms of 2^x do.
-float soften_bf16(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, void* p,
-                  float* max, float* sum) {
-  const Top top = top_of(scores, n, factor, bias, *max);
+float soften_bf16(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, float top,
+                  void* p) {
   auto* const to = static_cast<std::uint16_t*>(p);
-  const Reg times = Vec::set1(factor);
-  const Reg minus = Vec::set1(-top.largest);
-  Reg total = Vec::zero();
-  const auto store = [&](std::int64_t j, Reg e) {
-    total = Vec::add(total, e);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(e)));
-  };
+  const auto power = [](Reg x) { return exp2_coarse(x); };
   // `padded` is a multiple of 32, so that whole registers can be stored.
-  for_registers(n, [&](std::int64_t j, std::int64_t lanes) {
-    Reg s = Vec::fma(load_some(scores + j, lanes), times, minus);
-    if (bias != nullptr) s = Vec::add(s, load_some(bias + j, lanes));
-    if (lanes < Vec::kLanes) s = Vec::keep_range(s, 0, 0, lanes);
-    store(j, exp2_coarse(s));
-  });
+  const auto store = [to](std::int64_t j, std::int64_t, Reg x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+  };
+  const float sum = bias != nullptr ? soften_by<true>(power, store, scores, n, factor, bias, top)
+                                    : soften_by<false>(power, store, scores, n, factor, bias, top);
   for (std::int64_t j = (n + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes; j < padded; j += Vec::kLanes) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j), _mm256_setzero_si256());
   }
-  *max = top.largest;
-  *sum = *sum * top.factor + Vec::sum(total);
-  return top.factor;
+  return sum;
 }
 
 }  // namespace
 
 const SelfAttentionOps& self_attention_ops_avx512bf16() {
-  static constexpr SelfAttentionOps ops{pack_keys_bf16, pack_values_bf16, soften_bf16};
+  static constexpr SelfAttentionOps ops{pack_keys_bf16, pack_values_bf16, largest, soften_bf16};
   return ops;
 }
 

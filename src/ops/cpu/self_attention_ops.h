@@ -16,16 +16,14 @@ struct SelfAttentionOps {
   /// A panel of up to 32 dimensions of all keys, [keys][32] (bf16: [keys / 2][32][2], the keys padded with zeros to a
   /// multiple of 32); missing dimensions are zeros.
   void (*pack_values)(const float* v, std::int64_t stride, std::int64_t keys, std::int64_t dims, void* panel);
-  /// Scores to probabilities, not yet divided by their sum: with s[j] = scores[j] * factor + bias[j] (bias may be null)
-  /// and top the largest of s and *max, p[j] = 2^(s[j] - top) for j < n, 0 for n <= j < padded. p, floats or bf16, may
-  /// be scores. Adds them to *sum, sets *max, and returns what all that was summed before is to be multiplied by.
-  /// n >= 1.
-  float (*soften)(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, void* p,
-                  float* max, float* sum);
+  /// The largest of s[j] = scores[j] * factor + bias[j] (bias may be null), j < n; n >= 1.
+  float (*largest)(const float* scores, std::int64_t n, float factor, const float* bias);
+  /// Scores to probabilities, not yet divided by their sum: p[j] = 2^(s[j] - top) for j < n, 0 for n <= j < padded;
+  /// returns their sum. top: at least the largest of s. p, floats or bf16, may be scores. For all rows of a tile after
+  /// `largest` for all of them: in turns, each row waits for its own largest score.
+  float (*soften)(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, float top,
+                  void* p);
 };
-
-/// What *max is before the first score: below all scores, but finite, as the difference of two must not be NaN.
-inline constexpr float kLowestScore = -3e38f;
 
 /// For panels of floats, for active_isa().
 const SelfAttentionOps& self_attention_ops();

@@ -22,28 +22,29 @@ void pack_values(const float* v, std::int64_t stride, std::int64_t keys, std::in
   }
 }
 
-float soften(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, void* p,
-             float* max, float* sum) {
-  const auto score = [&](std::int64_t j) { return scores[j] * factor + (bias != nullptr ? bias[j] : 0); };
-  float top = *max;
-  for (std::int64_t j = 0; j < n; ++j) top = std::max(top, score(j));
+float score(const float* scores, std::int64_t j, float factor, const float* bias) {
+  return scores[j] * factor + (bias != nullptr ? bias[j] : 0);
+}
+
+float largest(const float* scores, std::int64_t n, float factor, const float* bias) {
+  float most = score(scores, 0, factor, bias);
+  for (std::int64_t j = 1; j < n; ++j) most = std::max(most, score(scores, j, factor, bias));
+  return most;
+}
+
+float soften(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, float top,
+             void* p) {
   auto* to = static_cast<float*>(p);
-  float total = 0;
-  for (std::int64_t j = 0; j < n; ++j) {
-    to[j] = std::exp2(score(j) - top);
-    total += to[j];
-  }
+  float sum = 0;
+  for (std::int64_t j = 0; j < n; ++j) sum += to[j] = std::exp2(score(scores, j, factor, bias) - top);
   for (std::int64_t j = n; j < padded; ++j) to[j] = 0;
-  const float before = std::exp2(*max - top);
-  *max = top;
-  *sum = *sum * before + total;
-  return before;
+  return sum;
 }
 
 }  // namespace
 
 const SelfAttentionOps& self_attention_ops_scalar() {
-  static constexpr SelfAttentionOps ops{pack_keys, pack_values, soften};
+  static constexpr SelfAttentionOps ops{pack_keys, pack_values, largest, soften};
   return ops;
 }
 

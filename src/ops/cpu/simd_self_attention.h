@@ -34,48 +34,58 @@ void pack_values(const float* v, std::int64_t stride, std::int64_t keys, std::in
   }
 }
 
-// The largest score, and the factor of what was summed before it was known.
-struct Top {
-  float largest;
-  float factor;
-};
-inline Top top_of(const float* scores, std::int64_t n, float factor, const float* bias, float before) {
+// s[j] in base 2, of some lanes, those past the end 0.
+template <bool kBias>
+inline Reg score_of(const float* scores, std::int64_t j, std::int64_t lanes, Reg factor, const float* bias) {
+  const Reg s = load_some(scores + j, lanes);
+  return kBias ? Vec::fma(s, factor, load_some(bias + j, lanes)) : Vec::mul(s, factor);
+}
+
+template <bool kBias>
+inline float largest_by(const float* scores, std::int64_t n, float factor, const float* bias) {
   const Reg times = Vec::set1(factor);
-  Reg most = Vec::set1(before);
+  Reg most = Vec::set1(-__builtin_inff());
   for_registers(n, [&](std::int64_t j, std::int64_t lanes) {
-    Reg s = Vec::mul(load_some(scores + j, lanes), times);
-    if (bias != nullptr) s = Vec::add(s, load_some(bias + j, lanes));
+    Reg s = score_of<kBias>(scores, j, lanes, times, bias);
     if (lanes < Vec::kLanes) s = Vec::keep_range(s, 0, 0, lanes);
     most = Vec::max(most, s);
   });
-  const float largest = Vec::largest(most);
-  float lanes[Vec::kLanes];
-  Vec::store(lanes, exp2(Vec::set1(before - largest)));
-  return {largest, lanes[0]};
+  return Vec::largest(most);
 }
 
-float soften(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, void* p,
-             float* max, float* sum) {
-  const Top top = top_of(scores, n, factor, bias, *max);
-  float* const to = static_cast<float*>(p);
+float largest(const float* scores, std::int64_t n, float factor, const float* bias) {
+  return bias != nullptr ? largest_by<true>(scores, n, factor, bias) : largest_by<false>(scores, n, factor, bias);
+}
+
+// As SelfAttentionOps::soften, for n keys; power is 2^x, and store(j, lanes, p) keeps some probabilities.
+template <bool kBias, typename Power, typename Store>
+inline float soften_by(const Power& power, const Store& store, const float* scores, std::int64_t n, float factor,
+                       const float* bias, float top) {
   const Reg times = Vec::set1(factor);
-  const Reg minus = Vec::set1(-top.largest);
+  const Reg base = Vec::set1(top);
   Reg total = Vec::zero();
   for_registers(n, [&](std::int64_t j, std::int64_t lanes) {
-    Reg s = Vec::fma(load_some(scores + j, lanes), times, minus);
-    if (bias != nullptr) s = Vec::add(s, load_some(bias + j, lanes));
+    Reg s = Vec::sub(score_of<kBias>(scores, j, lanes, times, bias), base);
     if (lanes < Vec::kLanes) s = Vec::keep_range(s, 0, 0, lanes);
-    const Reg e = exp2(s);
-    total = Vec::add(total, e);
-    store_some(to + j, lanes, e);
+    const Reg p = power(s);
+    total = Vec::add(total, p);
+    store(j, lanes, p);
   });
-  for (std::int64_t j = n; j < padded; ++j) to[j] = 0;
-  *max = top.largest;
-  *sum = *sum * top.factor + Vec::sum(total);
-  return top.factor;
+  return Vec::sum(total);
 }
 
-constexpr SelfAttentionOps kSelfAttentionOps{pack_keys, pack_values, soften};
+float soften(const float* scores, std::int64_t n, std::int64_t padded, float factor, const float* bias, float top,
+             void* p) {
+  float* const to = static_cast<float*>(p);
+  const auto power = [](Reg x) { return exp2(x); };
+  const auto store = [to](std::int64_t j, std::int64_t lanes, Reg x) { store_some(to + j, lanes, x); };
+  const float sum = bias != nullptr ? soften_by<true>(power, store, scores, n, factor, bias, top)
+                                    : soften_by<false>(power, store, scores, n, factor, bias, top);
+  for (std::int64_t j = n; j < padded; ++j) to[j] = 0;
+  return sum;
+}
+
+constexpr SelfAttentionOps kSelfAttentionOps{pack_keys, pack_values, largest, soften};
 
 }  // namespace
 }  // namespace nibble::cpu
