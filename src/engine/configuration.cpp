@@ -52,7 +52,7 @@ EngineConfiguration configure_engine(const Checkpoint& checkpoint, const EngineO
          checkpoint.folder().string(), program.architecture);
   }
 
-  const TensorView embedding = checkpoint.tensor(std::get<EmbedNode>(program.nodes.front().op).table);
+  const TensorView embedding = checkpoint.tensor(tables_of(program).front());
   const bool gpu = backend.device().info().kind == DeviceKind::cuda;
   // On a GPU a 16-bit checkpoint is computed in its own type; the CPU has no products of f16.
   const DType half = gpu && embedding.dtype == DType::f16 ? DType::f16 : DType::bf16;

@@ -31,6 +31,11 @@ struct Group {
   std::int64_t last = 0;
 };
 
+// A batch of either kind. Images are sequences of one length, without tokens.
+struct Input : EncoderBatch {
+  std::span<const float> pixels = {};
+};
+
 }  // namespace
 
 std::string_view name_of(EncoderPath path) { return path == EncoderPath::eager ? "eager" : "fast"; }
@@ -76,10 +81,11 @@ struct EncoderEngine::Impl {
   Weights weights;
 
   PassRunner runner;
-  std::unique_ptr<Buffer> arena, scratch, tables;
+  std::unique_ptr<Buffer> arena, scratch, tables, pixels;
   // [max_rows], but row_begin and valid: [max_batch + 1]
   std::int32_t *tokens = nullptr, *positions = nullptr, *types = nullptr, *head_rows = nullptr, *row_begin = nullptr,
                *valid = nullptr;
+  std::vector<std::int32_t> image_lengths;  // of the batch of images at hand, all the same
 
   bool eager() const { return options.path == EncoderPath::eager; }
   bool head_has_rows() const {
@@ -92,15 +98,21 @@ struct EncoderEngine::Impl {
 
   void configure();
   void allocate();
-  void check(const EncoderBatch& batch, const EncoderWants& wants) const;
+  void check_kind(bool images, const EncoderWants& wants) const;
+  void check(const EncoderBatch& batch) const;
+  void check(const ImageBatch& batch) const;
+  Input input_of(const ImageBatch& batch);
+  void reserve(std::int64_t sequences, std::int64_t length);
+  void forward(const Input& batch, const EncoderWants& wants, EncoderResult& result);
+  std::vector<NodeTime> profile(const Input& batch);
   std::int64_t rows_of(const EncoderBatch& batch, std::int64_t sequence) const {
     return eager() ? batch.length : batch.lengths[static_cast<std::size_t>(sequence)];
   }
   std::vector<Group> groups(const EncoderBatch& batch) const;
   std::int32_t head_row(const EncoderBatch& batch, std::int64_t sequence) const;
-  Pass begin_pass(const EncoderBatch& batch, const Group& group, bool head);
+  Pass begin_pass(const Input& batch, const Group& group, bool head);
   void to_device(std::int32_t* to, const std::vector<std::int32_t>& from) {
-    stream->copy_to_device(to, from.data(), from.size() * sizeof(std::int32_t));
+    if (!from.empty()) stream->copy_to_device(to, from.data(), from.size() * sizeof(std::int32_t));
   }
   void run(const Pass& pass, const std::function<void(std::size_t node)>& after) {
     for (std::size_t i = 0; i < nodes.size(); ++i) {
@@ -118,7 +130,7 @@ void EncoderEngine::Impl::configure() {
   engine.device = options.device;
   backend = make_backend(engine);
   stream = backend->device().make_stream();
-  program = program_from_checkpoint(*checkpoint);
+  program = program_from_checkpoint(*checkpoint, options.part);
   if (!program.encoder) {
     fail(
         "{} is a {} model, which generates text: use nibble generate and bench gptq; encoders are bert, roberta and "
@@ -128,14 +140,14 @@ void EncoderEngine::Impl::configure() {
   if (!options.head) drop_head(program);
   const BackendTraits traits = backend->traits();
   if (!traits.self_attention) fail("encoders do not run on {}: use --device cpu", backend->device().info().name);
-  const auto& embed = std::get<EmbedNode>(program.nodes.front().op);
-  const DType stored = checkpoint->tensor(embed.table).dtype;
+  if (program.image && !traits.images)
+    fail("encoders of images do not run on {}: use --device cpu", backend->device().info().name);
+  const std::vector<std::string> embeddings = tables_of(program);
+  const DType stored = checkpoint->tensor(embeddings.front()).dtype;
   compute = options.compute.value_or(stored == DType::f32 ? DType::f32 : DType::bf16);
   if (compute != DType::f32 && compute != DType::bf16)
     fail_usage("compute type {} is not supported on the CPU; use f32 or bf16", name_of(compute));
-  for (const std::string& table : {embed.table, embed.positions, embed.types}) {
-    if (!table.empty()) table_bytes += checkpoint->tensor(table).bytes.size();
-  }
+  for (const std::string& table : embeddings) table_bytes += checkpoint->tensor(table).bytes.size();
   sizes.activations = traits.compute_activations ? compute : DType::f32;
   sizes.joins_parts = traits.joins_parts;
   sizes.compute = compute;
@@ -168,6 +180,10 @@ void EncoderEngine::Impl::allocate() {
   head_rows = take(rows);
   row_begin = take(batch + 1);
   valid = take(batch + 1);
+  if (program.image) {
+    pixels = device.allocate(static_cast<std::size_t>(sizes.max_images * program.image->values()) * sizeof(float),
+                             "the pixels of a pass");
+  }
   runner = PassRunner({.backend = backend.get(),
                        .stream = stream.get(),
                        .program = &program,
@@ -180,7 +196,39 @@ void EncoderEngine::Impl::allocate() {
                       std::move(slots));
 }
 
-void EncoderEngine::Impl::check(const EncoderBatch& batch, const EncoderWants& wants) const {
+void EncoderEngine::Impl::check_kind(bool images, const EncoderWants& wants) const {
+  if (images != program.image.has_value()) {
+    fail("{} is a {} model of {}, but {} were given", checkpoint->folder().string(), program.architecture,
+         program.image ? "images" : "text", images ? "images" : "tokens");
+  }
+  if (wants.head && program.logits < 0) {
+    fail("{} has no head (its architecture in config.json says so, or the tensors are missing): ask for hidden states",
+         checkpoint->folder().string());
+  }
+}
+
+void EncoderEngine::Impl::check(const ImageBatch& batch) const {
+  const ImageShape& shape = *program.image;
+  if (batch.images < 1) fail("a batch of {} images was given; expected at least one", batch.images);
+  if (batch.channels != shape.channels || batch.height != shape.size || batch.width != shape.size) {
+    fail(
+        "images of {} x {} pixels (width, height) with {} channels were given, but {} takes {} x {} with {}: resize "
+        "them as its preprocessor_config.json says",
+        batch.width, batch.height, batch.channels, checkpoint->folder().string(), shape.size, shape.size,
+        shape.channels);
+  }
+  if (batch.pixels.size() != static_cast<std::size_t>(checked_mul(batch.images, shape.values(), "a batch of images"))) {
+    fail("a batch of {} images of {} x {} pixels with {} channels came with {} values", batch.images, batch.width,
+         batch.height, batch.channels, batch.pixels.size());
+  }
+}
+
+Input EncoderEngine::Impl::input_of(const ImageBatch& batch) {
+  image_lengths.assign(static_cast<std::size_t>(batch.images), static_cast<std::int32_t>(program.max_positions));
+  return {{batch.images, program.max_positions, {}, image_lengths, {}}, batch.pixels};
+}
+
+void EncoderEngine::Impl::check(const EncoderBatch& batch) const {
   const auto cells = static_cast<std::size_t>(checked_mul(batch.sequences, batch.length, "the tokens of a batch"));
   if (batch.sequences < 1 || batch.length < 1) {
     fail("a batch of {} sequences of {} tokens was given; expected at least one of each", batch.sequences,
@@ -193,10 +241,6 @@ void EncoderEngine::Impl::check(const EncoderBatch& batch, const EncoderWants& w
   }
   if (!batch.types.empty() && program.types == 0)
     fail("token types were given to a {} model, which has none: leave them out", program.architecture);
-  if (wants.head && program.logits < 0) {
-    fail("{} has no head (its architecture in config.json says so, or the tensors are missing): ask for hidden states",
-         checkpoint->folder().string());
-  }
   for (std::int64_t s = 0; s < batch.sequences; ++s) {
     const std::int32_t length = batch.lengths[static_cast<std::size_t>(s)];
     if (length < 1 || length > batch.length)
@@ -248,22 +292,27 @@ std::int32_t EncoderEngine::Impl::head_row(const EncoderBatch& batch, std::int64
   return found == ids.end() ? 0 : static_cast<std::int32_t>(found - ids.begin());
 }
 
-Pass EncoderEngine::Impl::begin_pass(const EncoderBatch& batch, const Group& group, bool head) {
+Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, bool head) {
   std::vector<std::int32_t> t, p, ty, rows, begin = {0}, counted;
   for (std::int64_t s = group.first; s < group.last; ++s) {
     const std::int32_t length = batch.lengths[static_cast<std::size_t>(s)];
+    const std::int32_t first = begin.back();
+    begin.push_back(first + static_cast<std::int32_t>(rows_of(batch, s)));
+    counted.push_back(length);
+    if (head && head_has_rows()) {
+      for (std::int32_t i = 0; i < length; ++i) rows.push_back(first + i);
+    } else if (head) {
+      rows.push_back(first + head_row(batch, s));
+    }
+    if (program.image) continue;
     std::int32_t position = 0;
-    if (head && !head_has_rows()) rows.push_back(static_cast<std::int32_t>(t.size()) + head_row(batch, s));
     for (std::int64_t i = 0; i < rows_of(batch, s); ++i) {
       const auto at = static_cast<std::size_t>(s * batch.length + i);
       const std::int32_t id = batch.ids[at];
-      if (head && head_has_rows() && i < length) rows.push_back(static_cast<std::int32_t>(t.size()));
       t.push_back(id);
       p.push_back(id == program.skipped_token ? -1 : position++);
       if (!batch.types.empty()) ty.push_back(batch.types[at]);
     }
-    begin.push_back(static_cast<std::int32_t>(t.size()));
-    counted.push_back(length);
   }
   to_device(tokens, t);
   to_device(positions, p);
@@ -272,7 +321,7 @@ Pass EncoderEngine::Impl::begin_pass(const EncoderBatch& batch, const Group& gro
   to_device(valid, counted);
   to_device(head_rows, rows);
   Pass pass;
-  pass.map.rows = static_cast<std::int64_t>(t.size());
+  pass.map.rows = begin.back();
   pass.map.sequences = group.last - group.first;
   pass.map.tokens = tokens;
   pass.map.positions = positions;
@@ -281,6 +330,14 @@ Pass EncoderEngine::Impl::begin_pass(const EncoderBatch& batch, const Group& gro
   pass.valid = eager() ? valid : nullptr;
   pass.logit_rows = head_rows;
   pass.logits = static_cast<std::int64_t>(rows.size());
+  if (program.image) {
+    pass.images = pass.map.sequences;
+    pass.pixels = reinterpret_cast<const float*>(pixels->data());
+    const auto values = static_cast<std::size_t>(program.image->values());
+    const std::span<const float> part = batch.pixels.subspan(static_cast<std::size_t>(group.first) * values,
+                                                             static_cast<std::size_t>(pass.images) * values);
+    stream->copy_to_device(pixels->data(), part.data(), part.size_bytes());
+  }
   return pass;
 }
 
@@ -299,6 +356,76 @@ void EncoderEngine::Impl::take_rows(BufferId buffer, const Pass& pass, const Enc
     std::fill(first + rows * width, first + static_cast<std::size_t>(batch.length) * width, 0.0F);
     row += static_cast<std::int64_t>(rows);
   }
+}
+
+void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
+  if (length > program.max_positions) {
+    fail("a sequence of {} tokens is more than the {} positions that {} has: cut it, or split the text", length,
+         program.max_positions, checkpoint->folder().string());
+  }
+  if (program.image) length = program.max_positions;
+  if (arena && sequences <= sizes.max_batch && length <= sizes.max_tokens) return;
+  sizes.max_batch = std::max(sequences, arena ? sizes.max_batch : 1);
+  sizes.max_tokens = std::max(length, arena ? sizes.max_tokens : 1);
+  const std::int64_t all = checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch");
+  const std::int64_t wanted = options.pass_rows > 0 ? options.pass_rows : kPassRows;
+  sizes.max_rows = eager() ? all : std::max(sizes.max_tokens, std::min(wanted, all));
+  if (program.image) sizes.max_images = sizes.max_rows / sizes.max_tokens;
+  sizes.max_logit_rows = head_has_rows() ? sizes.max_rows : std::min(sizes.max_batch, sizes.max_rows);
+  plan = make_plan(program, nodes, sizes, *backend, table_bytes);
+  if (plan.total() > plan.device_memory) {
+    constexpr double kGb = 1e9;
+    const std::size_t needed = plan.total();
+    const std::size_t there = plan.device_memory;
+    arena.reset();
+    fail(
+        "a batch of {} sequences of {} tokens needs {:.2f} GB on the {} path, {:.2f} GB more than the {:.2f} GB that "
+        "{} has: take a smaller batch, or shorter sequences",
+        sizes.max_batch, sizes.max_tokens, static_cast<double>(needed) / kGb, name_of(options.path),
+        static_cast<double>(needed - there) / kGb, static_cast<double>(there) / kGb, backend->device().info().name);
+  }
+  allocate();
+}
+
+void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants, EncoderResult& result) {
+  reserve(batch.sequences, batch.length);
+  const auto cells = static_cast<std::size_t>(batch.sequences * batch.length);
+  const auto columns = static_cast<std::size_t>(head_columns());
+  if (wants.hidden) result.hidden.resize(cells * static_cast<std::size_t>(program.hidden));
+  if (wants.head) result.head.resize((head_has_rows() ? cells : static_cast<std::size_t>(batch.sequences)) * columns);
+  for (const Group& group : groups(batch)) {
+    const Pass pass = begin_pass(batch, group, wants.head);
+    run(pass, {});
+    stream->synchronize();
+    if (wants.hidden) take_rows(program.hidden_state, pass, batch, group, true, result.hidden);
+    if (!wants.head) continue;
+    if (head_has_rows()) {
+      take_rows(program.logits, pass, batch, group, false, result.head);
+    } else {
+      const MatrixRef rows = runner.matrix(program.logits, pass);
+      stream->copy_to_host(result.head.data() + static_cast<std::size_t>(group.first) * columns, rows.data,
+                           static_cast<std::size_t>(pass.logits) * columns * sizeof(float));
+    }
+  }
+  stream->synchronize();
+}
+
+std::vector<NodeTime> EncoderEngine::Impl::profile(const Input& batch) {
+  reserve(batch.sequences, batch.length);
+  std::vector<NodeTime> out;
+  out.reserve(nodes.size());
+  for (const LoweredNode& node : nodes) out.push_back({node.name(), node.node.layer, 0});
+  for (const Group& group : groups(batch)) {
+    const Pass pass = begin_pass(batch, group, false);
+    Clock::time_point start = Clock::now();
+    run(pass, [&](std::size_t node) {
+      stream->synchronize();
+      const Clock::time_point now = Clock::now();
+      out[node].seconds += std::chrono::duration<double>(now - start).count();
+      start = now;
+    });
+  }
+  return out;
 }
 
 EncoderEngine::EncoderEngine(std::shared_ptr<const Checkpoint> checkpoint, EncoderOptions options)
@@ -326,66 +453,6 @@ std::int64_t EncoderEngine::max_length() const { return impl_->program.max_posit
 std::int64_t EncoderEngine::head_columns() const { return impl_->head_columns(); }
 bool EncoderEngine::head_has_rows() const { return impl_->head_has_rows(); }
 
-void EncoderEngine::reserve(std::int64_t sequences, std::int64_t length) {
-  Impl& m = *impl_;
-  if (length > m.program.max_positions) {
-    fail("a sequence of {} tokens is more than the {} positions that {} has: cut it, or split the text", length,
-         m.program.max_positions, m.checkpoint->folder().string());
-  }
-  if (m.arena && sequences <= m.sizes.max_batch && length <= m.sizes.max_tokens) return;
-  RunSizes& sizes = m.sizes;
-  sizes.max_batch = std::max(sequences, m.arena ? sizes.max_batch : 1);
-  sizes.max_tokens = std::max(length, m.arena ? sizes.max_tokens : 1);
-  const std::int64_t all = checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch");
-  const std::int64_t wanted = m.options.pass_rows > 0 ? m.options.pass_rows : kPassRows;
-  sizes.max_rows = m.eager() ? all : std::max(sizes.max_tokens, std::min(wanted, all));
-  sizes.max_logit_rows = m.head_has_rows() ? sizes.max_rows : std::min(sizes.max_batch, sizes.max_rows);
-  m.plan = make_plan(m.program, m.nodes, sizes, *m.backend, m.table_bytes);
-  if (m.plan.total() > m.plan.device_memory) {
-    constexpr double kGb = 1e9;
-    const std::size_t needed = m.plan.total();
-    const std::size_t there = m.plan.device_memory;
-    m.arena.reset();
-    fail(
-        "a batch of {} sequences of {} tokens needs {:.2f} GB on the {} path, {:.2f} GB more than the {:.2f} GB that "
-        "{} has: take a smaller batch, or shorter sequences",
-        sizes.max_batch, sizes.max_tokens, static_cast<double>(needed) / kGb, name_of(m.options.path),
-        static_cast<double>(needed - there) / kGb, static_cast<double>(there) / kGb, m.backend->device().info().name);
-  }
-  m.allocate();
-}
-
-void EncoderEngine::release() {
-  impl_->arena.reset();
-  impl_->scratch.reset();
-  impl_->tables.reset();
-}
-
-void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {
-  Impl& m = *impl_;
-  m.check(batch, wants);
-  reserve(batch.sequences, batch.length);
-  const auto cells = static_cast<std::size_t>(batch.sequences * batch.length);
-  const auto columns = static_cast<std::size_t>(m.head_columns());
-  if (wants.hidden) result.hidden.resize(cells * static_cast<std::size_t>(m.program.hidden));
-  if (wants.head) result.head.resize((m.head_has_rows() ? cells : static_cast<std::size_t>(batch.sequences)) * columns);
-  for (const Group& group : m.groups(batch)) {
-    const Pass pass = m.begin_pass(batch, group, wants.head);
-    m.run(pass, {});
-    m.stream->synchronize();
-    if (wants.hidden) m.take_rows(m.program.hidden_state, pass, batch, group, true, result.hidden);
-    if (!wants.head) continue;
-    if (m.head_has_rows()) {
-      m.take_rows(m.program.logits, pass, batch, group, false, result.head);
-    } else {
-      const MatrixRef rows = m.runner.matrix(m.program.logits, pass);
-      m.stream->copy_to_host(result.head.data() + static_cast<std::size_t>(group.first) * columns, rows.data,
-                             static_cast<std::size_t>(pass.logits) * columns * sizeof(float));
-    }
-  }
-  m.stream->synchronize();
-}
-
 Cost EncoderEngine::cost(std::span<const std::int32_t> lengths) const {
   const Impl& m = *impl_;
   Cost total;
@@ -395,10 +462,13 @@ Cost EncoderEngine::cost(std::span<const std::int32_t> lengths) const {
     rows += length;
     pairs += static_cast<double>(length) * static_cast<double>(length);
   }
+  const std::int64_t patches =
+      m.program.image ? static_cast<std::int64_t>(lengths.size()) * m.program.image->patches() : 0;
   for (const LoweredNode& node : m.nodes) {
     if (const LinearNode* linear = node.linear()) {
-      if (m.program.buffers[static_cast<std::size_t>(linear->x)].rows != RowSet::tokens) continue;
-      const Cost cost = node.kernel->cost(node.site, rows);
+      const RowSet set = m.program.buffers[static_cast<std::size_t>(linear->x)].rows;
+      if (set == RowSet::logits) continue;
+      const Cost cost = node.kernel->cost(node.site, set == RowSet::patches ? patches : rows);
       total.bytes += cost.bytes;
       total.flops += cost.flops;
     } else if (std::holds_alternative<SelfAttentionNode>(node.node.op)) {
@@ -410,24 +480,37 @@ Cost EncoderEngine::cost(std::span<const std::int32_t> lengths) const {
   return total;
 }
 
+void EncoderEngine::reserve(std::int64_t sequences, std::int64_t length) { impl_->reserve(sequences, length); }
+
+void EncoderEngine::release() {
+  impl_->arena.reset();
+  impl_->scratch.reset();
+  impl_->tables.reset();
+  impl_->pixels.reset();
+}
+
+void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {
+  impl_->check_kind(false, wants);
+  impl_->check(batch);
+  impl_->forward({batch}, wants, result);
+}
+
+void EncoderEngine::forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result) {
+  impl_->check_kind(true, wants);
+  impl_->check(batch);
+  impl_->forward(impl_->input_of(batch), wants, result);
+}
+
 std::vector<NodeTime> EncoderEngine::profile(const EncoderBatch& batch) {
-  Impl& m = *impl_;
-  m.check(batch, {});
-  reserve(batch.sequences, batch.length);
-  std::vector<NodeTime> out;
-  out.reserve(m.nodes.size());
-  for (const LoweredNode& node : m.nodes) out.push_back({node.name(), node.node.layer, 0});
-  for (const Group& group : m.groups(batch)) {
-    const Pass pass = m.begin_pass(batch, group, false);
-    Clock::time_point start = Clock::now();
-    m.run(pass, [&](std::size_t node) {
-      m.stream->synchronize();
-      const Clock::time_point now = Clock::now();
-      out[node].seconds += std::chrono::duration<double>(now - start).count();
-      start = now;
-    });
-  }
-  return out;
+  impl_->check_kind(false, {});
+  impl_->check(batch);
+  return impl_->profile({batch});
+}
+
+std::vector<NodeTime> EncoderEngine::profile(const ImageBatch& batch) {
+  impl_->check_kind(true, {});
+  impl_->check(batch);
+  return impl_->profile(impl_->input_of(batch));
 }
 
 }  // namespace nibble

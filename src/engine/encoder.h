@@ -32,6 +32,8 @@ struct EncoderOptions {
   EncoderPath path = EncoderPath::fast;
   /// What linear sites and attention compute in: f32 or bf16. Unset: bf16 for 16-bit checkpoints, f32 for the rest.
   std::optional<DType> compute;
+  /// Which model of a checkpoint that holds several ("text", "vision" of CLIP's); empty: its only one.
+  std::string part = {};
   /// False: the model without its head.
   bool head = true;
   /// Rows a pass on the fast path, whole sequences: 0: what suits the device.
@@ -47,9 +49,18 @@ struct EncoderBatch {
   std::span<const std::int32_t> types;    // [sequences, length] token types, or empty: all 0
 };
 
+/// Images of the size that the model takes (Program::image), normalised as it was trained with.
+struct ImageBatch {
+  std::int64_t images = 0;
+  std::int64_t channels = 0;
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+  std::span<const float> pixels;  // [images, channels, height, width]
+};
+
 /// Which results are wanted; what is not wanted costs nothing.
 struct EncoderWants {
-  bool hidden = true;  // [sequences, length, hidden]
+  bool hidden = true;  // [sequences, length, hidden]; an image's length is max_length()
   bool head = false;   // [sequences, length or 1, head_columns()]
 };
 
@@ -81,29 +92,32 @@ class EncoderEngine {
   const MemoryPlan& plan() const;
   const LoadTimes& load_times() const;
   Device& device();
-  /// The most tokens a sequence may have.
+  /// The most tokens a sequence may have; the rows of an image: its patches and the model's own tokens.
   std::int64_t max_length() const;
   /// Columns of the head's results; 0 where the model has no head.
   std::int64_t head_columns() const;
   /// Whether the head gives a row for each token.
   bool head_has_rows() const;
 
-  /// Plans and takes the memory for batches of up to that many sequences of up to that many tokens. Error with what to
-  /// change where they do not fit the device.
+  /// Plans and takes the memory for batches of up to that many sequences of up to that many tokens, or of that many
+  /// images, whose length is always max_length(). Error with what to change where they do not fit the device.
   void reserve(std::int64_t sequences, std::int64_t length);
 
   /// Gives back what reserve() took.
   void release();
 
   /// Runs a batch; reserve() first where it needs more than there is. Error naming the sequence for ids outside of the
-  /// vocabulary, lengths out of range, and models without a head whose result is wanted.
+  /// vocabulary, lengths out of range, models of images, and models without a head whose result is wanted.
   void forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result);
+  /// The same for a model of images; Error where their size is not the model's.
+  void forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result);
 
   /// Bytes and operations of the linear sites and attention over sequences of these lengths, without padding.
   Cost cost(std::span<const std::int32_t> lengths) const;
 
   /// Time by node of one forward pass of this batch, in the order of the nodes, summed over its passes.
   std::vector<NodeTime> profile(const EncoderBatch& batch);
+  std::vector<NodeTime> profile(const ImageBatch& batch);
 
  private:
   struct Impl;

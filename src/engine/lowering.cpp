@@ -18,6 +18,8 @@ struct Uses {
 
 struct UsesOf {
   Uses operator()(const EmbedNode& n) const { return {{}, {n.y}}; }
+  Uses operator()(const PatchNode& n) const { return {{}, {n.y}}; }
+  Uses operator()(const PlaceNode& n) const { return {{n.x}, {n.y}}; }
   Uses operator()(const NormNode& n) const { return {{n.x}, {n.y}}; }
   Uses operator()(const LinearNode& n) const { return {{n.x}, n.y}; }
   Uses operator()(const RotaryNode& n) const { return {{n.x}, {n.x}}; }
@@ -27,6 +29,7 @@ struct UsesOf {
   Uses operator()(const ActivationNode& n) const { return {{n.x}, {n.y}}; }
   Uses operator()(const GatedNode& n) const { return {{n.gate, n.up}, {n.y}}; }
   Uses operator()(const AddNode& n) const { return {{n.a, n.b}, {n.y}}; }
+  Uses operator()(const MeanNode& n) const { return {{n.a, n.b}, {n.y}}; }
   Uses operator()(const GatherNode& n) const { return {{n.x}, {n.y}}; }
   Uses operator()(const SampleNode& n) const { return {{n.logits}, {n.logits}}; }
 };

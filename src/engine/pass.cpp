@@ -6,6 +6,18 @@ namespace nibble {
 
 PassRunner::PassRunner(const Parts& parts, std::vector<ArenaSlot> slots) : p_(parts), slots_(std::move(slots)) {}
 
+std::int64_t PassRunner::rows_of(RowSet rows, const Pass& pass) const {
+  switch (rows) {
+    case RowSet::tokens:
+      return pass.map.rows;
+    case RowSet::logits:
+      return pass.logits;
+    case RowSet::patches:
+      break;
+  }
+  return pass.images * p_.program->image->patches();
+}
+
 MatrixRef PassRunner::matrix(BufferId id, const Pass& pass) const {
   const BufferDesc& desc = p_.program->buffers[static_cast<std::size_t>(id)];
   const ArenaSlot& slot = slots_[static_cast<std::size_t>(id)];
@@ -14,7 +26,7 @@ MatrixRef PassRunner::matrix(BufferId id, const Pass& pass) const {
   ref.dtype = slot.dtype;
   ref.columns = desc.columns;
   ref.stride = slot.stride;
-  ref.rows = desc.rows == RowSet::tokens ? pass.map.rows : pass.logits;
+  ref.rows = rows_of(desc.rows, pass);
   // The logits of all sequences stay until the next call, so a pass writes those of its own sequences only.
   if (id == p_.program->logits && !p_.program->encoder)
     ref.data = static_cast<float*>(ref.data) + pass.first_sequence * desc.columns;
@@ -64,6 +76,30 @@ void PassRunner::enqueue_embed(const EmbedNode& node, const Pass& pass) const {
   p_.backend->embed(args, *p_.stream);
 }
 
+void PassRunner::enqueue_patches(const PatchNode& node, const Pass& pass) const {
+  const ImageShape& shape = *p_.program->image;
+  p_.backend->cut_patches({pass.pixels, pass.images, shape.channels, shape.size, shape.patch, matrix(node.y, pass)},
+                          *p_.stream);
+}
+
+void PassRunner::enqueue_place(const PlaceNode& node, const Pass& pass) const {
+  PlaceArgs args;
+  args.images = pass.images;
+  for (std::size_t i = 0; i < node.leading.size(); ++i) args.leading.at(i) = p_.weights->table(node.leading[i]);
+  args.positions = p_.weights->table(node.positions);
+  args.x = matrix(node.x, pass);
+  args.y = matrix(node.y, pass);
+  p_.backend->place_patches(args, *p_.stream);
+}
+
+void PassRunner::enqueue_gather(const GatherNode& node, const Pass& pass) const {
+  MatrixRef from = matrix(node.x, pass);
+  from.data =
+      static_cast<std::byte*>(from.data) + static_cast<std::size_t>(node.after * from.stride) * bytes_of(from.dtype);
+  from.rows -= node.after;
+  p_.backend->gather_rows(from, pass.logit_rows, matrix(node.y, pass), *p_.stream);
+}
+
 void PassRunner::enqueue_self_attention(const SelfAttentionNode& node, const Pass& pass) const {
   SelfAttentionArgs args;
   args.map = pass.map;
@@ -108,7 +144,13 @@ bool PassRunner::enqueue(std::size_t index, const Pass& pass) const {
   } else if (const auto* add = std::get_if<AddNode>(&op)) {
     ops.add(matrix(add->a, pass), matrix(add->b, pass), matrix(add->y, pass), s);
   } else if (const auto* gather = std::get_if<GatherNode>(&op)) {
-    ops.gather_rows(matrix(gather->x, pass), pass.logit_rows, matrix(gather->y, pass), s);
+    enqueue_gather(*gather, pass);
+  } else if (const auto* patches = std::get_if<PatchNode>(&op)) {
+    enqueue_patches(*patches, pass);
+  } else if (const auto* place = std::get_if<PlaceNode>(&op)) {
+    enqueue_place(*place, pass);
+  } else if (const auto* mean = std::get_if<MeanNode>(&op)) {
+    ops.mean(matrix(mean->a, pass), matrix(mean->b, pass), matrix(mean->y, pass), s);
   } else {
     return false;
   }

@@ -26,6 +26,8 @@ struct Pass {
   std::int64_t first_sequence = 0;  // the sequence of the first row of logits; they follow each other
   bool sample = true;
   const std::int32_t* valid = nullptr;  // [sequences] rows of each that are no padding; null: all
+  const float* pixels = nullptr;        // of the pass's images, as Program::image shapes them
+  std::int64_t images = 0;
 };
 
 class PassRunner {
@@ -45,6 +47,7 @@ class PassRunner {
   PassRunner() = default;
   PassRunner(const Parts& parts, std::vector<ArenaSlot> slots);
 
+  std::int64_t rows_of(RowSet rows, const Pass& pass) const;
   MatrixRef matrix(BufferId id, const Pass& pass) const;
   /// Whether the pass has no use for node `index`: its logits are wanted by nobody.
   bool skips(std::size_t index, const Pass& pass) const;
@@ -55,6 +58,9 @@ class PassRunner {
  private:
   void enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) const;
   void enqueue_embed(const EmbedNode& node, const Pass& pass) const;
+  void enqueue_patches(const PatchNode& node, const Pass& pass) const;
+  void enqueue_place(const PlaceNode& node, const Pass& pass) const;
+  void enqueue_gather(const GatherNode& node, const Pass& pass) const;
   void enqueue_self_attention(const SelfAttentionNode& node, const Pass& pass) const;
 
   Parts p_;

@@ -63,6 +63,18 @@ std::vector<Joined> join_parts(const Program& program, const std::vector<Lowered
 
 }  // namespace
 
+std::int64_t most_rows(const Program& program, const RunSizes& sizes, RowSet rows) {
+  switch (rows) {
+    case RowSet::tokens:
+      return sizes.max_rows;
+    case RowSet::logits:
+      return sizes.max_logit_rows;
+    case RowSet::patches:
+      break;
+  }
+  return program.image ? sizes.max_images * program.image->patches() : 0;
+}
+
 KvView kv_shape(const Program& program, const RunSizes& sizes) {
   KvView shape;
   shape.dtype = sizes.kv_dtype;
@@ -98,8 +110,7 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
     slots[id].dtype = buffer_dtype(desc, sizes.activations);
     slots[id].stride = joined[id].first >= 0 ? joined[id].columns : desc.columns;
     if (!lives[id].used()) continue;
-    slots[id].bytes = rows_bytes(desc.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows, slots[id].stride,
-                                 bytes_of(slots[id].dtype));
+    slots[id].bytes = rows_bytes(most_rows(program, sizes, desc.rows), slots[id].stride, bytes_of(slots[id].dtype));
     order.push_back(id);
   }
   // Largest first, each at the lowest offset that no buffer alive at the same time covers.
@@ -136,8 +147,7 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
   std::size_t most = 0;
   for (const LoweredNode& node : nodes) {
     if (const LinearNode* linear = node.linear()) {
-      const BufferDesc& x = program.buffers[static_cast<std::size_t>(linear->x)];
-      const std::int64_t rows = x.rows == RowSet::tokens ? sizes.max_rows : sizes.max_logit_rows;
+      const std::int64_t rows = most_rows(program, sizes, program.buffers[static_cast<std::size_t>(linear->x)].rows);
       // Kernels change their ways with the number of rows, so the most rows need not need the most scratch.
       for (std::int64_t m = 1; m < rows; m *= 2) most = std::max(most, node.kernel->workspace(node.site, m));
       most = std::max(most, node.kernel->workspace(node.site, rows));
@@ -189,6 +199,7 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   if (program.encoder) {
     // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
     plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_batch + 1, 2, 4);
+    if (program.image) plan.arena += rows_bytes(sizes.max_images, program.image->values(), sizeof(float));
     item("activations and maps", plan.arena);
     plan.workspace = plan_workspace(program, nodes, sizes, backend);
     item("scratch of kernels and ops", plan.workspace);

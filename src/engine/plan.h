@@ -42,12 +42,16 @@ struct RunSizes {
   std::int64_t max_tokens = 1;      // a sequence
   std::int64_t max_rows = 1;        // a pass
   std::int64_t max_logit_rows = 1;  // a pass
+  std::int64_t max_images = 0;      // a pass; 0 for models of tokens
   DType kv_dtype = DType::f32;
   DType activations = DType::f32;  // of buffers that are not wide
   bool joins_parts = false;        // BackendTraits::joins_parts
   DType compute = DType::f32;      // of attention without a cache
   bool materialise = false;        // SelfAttentionArgs::materialise
 };
+
+/// The most rows that buffers of this kind have in a pass.
+std::int64_t most_rows(const Program& program, const RunSizes& sizes, RowSet rows);
 
 /// One layer's cache as the back end is asked for it.
 KvView kv_shape(const Program& program, const RunSizes& sizes);

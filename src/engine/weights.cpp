@@ -85,8 +85,9 @@ void Weights::load_table(const Checkpoint& checkpoint, const std::string& name, 
   const TensorView tensor = checkpoint.tensor(name);
   Table table;
   table.ref.dtype = tensor.dtype;
-  table.ref.rows = tensor.shape[0];
-  table.ref.columns = table.ref.stride = tensor.shape[1];
+  // The last dimension is a row; what stands before it counts rows.
+  table.ref.columns = table.ref.stride = tensor.shape.back();
+  table.ref.rows = tensor.elements() / table.ref.columns;
   const bool aligned = reinterpret_cast<std::uintptr_t>(tensor.bytes.data()) % bytes_of(tensor.dtype) == 0;
   if (device.info().kind == DeviceKind::cpu && aligned && tensor.dtype != DType::f64) {
     // Rows are read where the file is mapped: only the pages of tokens in use become resident.
@@ -129,6 +130,9 @@ void Weights::load_plain(const Checkpoint& checkpoint, const LoweredNode& node, 
     load_table(checkpoint, embed->table, device, stream);
     load_table(checkpoint, embed->positions, device, stream);
     load_table(checkpoint, embed->types, device, stream);
+  } else if (const auto* place = std::get_if<PlaceNode>(&node.node.op)) {
+    load_table(checkpoint, place->positions, device, stream);
+    for (const std::string& name : place->leading) load_table(checkpoint, name, device, stream);
   } else if (const auto* attention = std::get_if<SelfAttentionNode>(&node.node.op)) {
     load_distance_bias(checkpoint, *attention, device, stream);
   }

@@ -12,9 +12,22 @@ namespace {
 // MPNet's table of biases has 32 buckets; keys 128 and more away share the last one of their side.
 constexpr std::int64_t kBiasBuckets = 32;
 constexpr std::int64_t kBiasDistance = 128;
+// More than any published model has of either, few enough that no product of sizes overflows.
+constexpr std::int64_t kMaxChannels = 1024;
+constexpr std::int64_t kMaxImageSize = 16384;
 
 void check(bool good, const EncoderSpec& spec, std::string_view what, std::int64_t found) {
   if (!good) fail("config.json of this {} model: {} (found {})", spec.architecture, what, found);
+}
+
+std::int64_t positions_of(const EncoderSpec& s) {
+  return s.image ? static_cast<std::int64_t>(s.image->leading.size()) + s.image->shape.patches() : s.max_positions;
+}
+
+void check_image(const EncoderSpec& s, const ImageShape& image) {
+  check(image.channels > 0 && image.channels <= kMaxChannels, s, "num_channels is out of range", image.channels);
+  check(image.size > 0 && image.size <= kMaxImageSize, s, "image_size is out of range", image.size);
+  check(image.patch > 0 && image.patch <= image.size, s, "patch_size should be 1 to image_size", image.patch);
 }
 
 void check_spec(const EncoderSpec& s) {
@@ -26,9 +39,13 @@ void check_spec(const EncoderSpec& s) {
   check(layers > 0 && layers <= kMaxLayers, s, "the number of layers is out of range", layers);
   check(s.heads > 0 && s.hidden % s.heads == 0, s, "the hidden size does not divide among the attention heads",
         s.heads);
-  check(s.vocab > 0 && s.vocab <= kMaxVocab, s, "vocab_size is out of range", s.vocab);
-  check(s.max_positions > 0 && s.max_positions <= kMaxPositions, s, "max_position_embeddings is out of range",
-        s.max_positions);
+  if (s.image) {
+    check_image(s, s.image->shape);
+  } else {
+    check(s.vocab > 0 && s.vocab <= kMaxVocab, s, "vocab_size is out of range", s.vocab);
+  }
+  const std::int64_t positions = positions_of(s);
+  check(positions > 0 && positions <= kMaxPositions, s, "the number of positions is out of range", positions);
   check(s.types >= 0 && s.types <= kMaxVocab, s, "type_vocab_size is out of range", s.types);
 }
 
@@ -42,12 +59,13 @@ class Builder {
     p_.heads = s_.heads;
     p_.head_dim = s_.hidden / s_.heads;
     p_.vocab = s_.vocab;
-    p_.max_positions = s_.max_positions;
+    p_.max_positions = positions_of(s_);
     p_.types = s_.types;
     p_.encoder = true;
     p_.head = s_.head.kind;
     p_.skipped_token = s_.skipped_token;
     p_.head_token = s_.head_token;
+    if (s_.image) p_.image = s_.image->shape;
   }
 
   Program build() {
@@ -62,7 +80,11 @@ class Builder {
     active_ = buffer("active", s_.intermediate);
 
     layer_ = -1;
-    embed();
+    if (s_.image) {
+      embed_image(*s_.image);
+    } else {
+      embed();
+    }
     for (const EncoderLayer& layer : s_.layers) {
       ++layer_;
       if (s_.pre_norm) {
@@ -72,7 +94,7 @@ class Builder {
       }
     }
     ++layer_;
-    if (s_.pre_norm) norm(s_.final_norm, h_, h_);
+    if (!s_.final_norm.empty()) norm(s_.final_norm, h_, h_);
     head();
     return std::move(p_);
   }
@@ -89,8 +111,8 @@ class Builder {
   void norm(const std::string& module, BufferId x, BufferId y) {
     emit(NormNode{NormKind::layer, module + ".weight", module + ".bias", 1, s_.norm_eps, x, y});
   }
-  static LinearDesc linear(std::string name, std::int64_t in, std::int64_t out) {
-    return {std::move(name), in, out, true, std::nullopt};
+  static LinearDesc linear(std::string name, std::int64_t in, std::int64_t out, bool bias = true) {
+    return {std::move(name), in, out, bias, std::nullopt};
   }
   void one(const std::string& name, std::int64_t in, std::int64_t out, BufferId x, BufferId y, bool in_block = true) {
     emit(LinearNode{{linear(name, in, out)}, {}, in_block, x, {y}, {}});
@@ -110,14 +132,31 @@ class Builder {
     if (projects) one(s_.projection, s_.embedding, s_.hidden, e, h_, false);
   }
 
-  void attention(const EncoderLayer& layer, BufferId x) {
-    emit(LinearNode{{linear(layer.q, s_.hidden, s_.hidden), linear(layer.k, s_.hidden, s_.hidden),
-                     linear(layer.v, s_.hidden, s_.hidden)},
+  void embed_image(const ImageSpec& image) {
+    const BufferId patches = buffer("patches", image.shape.patch_values(), RowSet::patches);
+    const BufferId projected = buffer("projected", s_.hidden, RowSet::patches);
+    emit(PatchNode{patches});
+    LinearNode node{{linear(image.projection, image.shape.patch_values(), s_.hidden, image.bias)},
                     {},
-                    true,
-                    x,
-                    {q_, k_, v_},
-                    {}});
+                    false,
+                    patches,
+                    {projected},
+                    {}};
+    node.stored = {s_.hidden, image.shape.channels, image.shape.patch, image.shape.patch};
+    emit(std::move(node));
+    emit(PlaceNode{image.leading, s_.position_table, projected, h_});
+    if (!s_.embedding_norm.empty()) norm(s_.embedding_norm, h_, h_);
+  }
+
+  void attention(const EncoderLayer& layer, BufferId x) {
+    emit(LinearNode{
+        {linear(layer.q, s_.hidden, s_.hidden, s_.qkv_bias), linear(layer.k, s_.hidden, s_.hidden, s_.qkv_bias),
+         linear(layer.v, s_.hidden, s_.hidden, s_.qkv_bias)},
+        {},
+        true,
+        x,
+        {q_, k_, v_},
+        {}});
     SelfAttentionNode node;
     node.heads = s_.heads;
     node.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(p_.head_dim)));
@@ -160,17 +199,28 @@ class Builder {
     if (s_.head.kind == HeadKind::none) return;
     BufferId x = buffer("head_in", s_.hidden, RowSet::logits);
     emit(GatherNode{h_, x});
+    if (!s_.head.norm.empty()) norm(s_.head.norm, x, x);
     std::int64_t width = s_.hidden;
     for (const HeadStage& stage : s_.head.stages) {
-      const BufferId y = buffer("head_" + stage.name, stage.out, RowSet::logits);
-      LinearNode node{{linear(stage.name, width, stage.out)}, stage.tied_weight, false, x, {y}, stage.bias};
-      emit(std::move(node));
-      x = y;
+      x = head_linear(stage, width, x);
       width = stage.out;
       if (stage.activation) emit(ActivationNode{*stage.activation, x, x});
       if (!stage.norm.empty()) norm(stage.norm, x, x);
     }
+    if (!s_.head.second.empty()) {
+      const BufferId other = buffer("second_head_in", s_.hidden, RowSet::logits);
+      emit(GatherNode{h_, other, 1});
+      const BufferId y = head_linear({s_.head.second, width}, s_.hidden, other);
+      const BufferId mean = buffer("head_mean", width, RowSet::logits);
+      emit(MeanNode{x, y, mean});
+      x = mean;
+    }
     p_.logits = x;
+  }
+  BufferId head_linear(const HeadStage& stage, std::int64_t in, BufferId x) {
+    const BufferId y = buffer("head_" + stage.name, stage.out, RowSet::logits);
+    emit(LinearNode{{linear(stage.name, in, stage.out, stage.has_bias)}, stage.tied_weight, false, x, {y}, stage.bias});
+    return y;
   }
 
   const EncoderSpec& s_;

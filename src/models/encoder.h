@@ -1,4 +1,5 @@
-// An encoder of text in canonical words, and the program that it becomes. Families translate their config into this.
+// An encoder of text or images in canonical words, and the program that it becomes. Families translate their config
+// into this.
 #pragma once
 
 #include "models/program.h"
@@ -18,11 +19,23 @@ struct HeadStage {
   std::string norm = {};         // module of a layer norm behind it; empty: none
   std::string tied_weight = {};  // the weight is this tensor
   std::string bias = {};         // the bias is this tensor instead of name + ".bias"
+  bool has_bias = true;
 };
 
 struct HeadSpec {
   HeadKind kind = HeadKind::none;  // a pooler without stages is the row itself
   std::vector<HeadStage> stages;
+  std::string norm = {};  // module of a layer norm before the stages; empty: none
+  // A linear layer over the row after the one that the stages begin with; the result is the mean of both. Empty: none.
+  std::string second = {};
+};
+
+/// Images instead of tokens: a linear layer over patches, behind vectors of the model's own.
+struct ImageSpec {
+  ImageShape shape;
+  std::string projection;  // module; its weight is [hidden, channels, patch, patch]
+  bool bias = true;
+  std::vector<std::string> leading;  // tensors: class token, distillation token
 };
 
 /// The modules of one block, by their full names in the checkpoint.
@@ -47,15 +60,17 @@ struct EncoderSpec {
   ActivationKind activation = ActivationKind::gelu;
   bool pre_norm = false;
   bool causal = false;
+  bool qkv_bias = true;
   std::int32_t skipped_token = -1;
   std::int32_t head_token = kFirstRow;
 
   std::string word_table, position_table, type_table;  // tensors
   std::string embedding_norm;                          // module; empty: none
   std::string projection;                              // module, where embedding != hidden
-  std::string final_norm;                              // module, with pre_norm
+  std::string final_norm;                              // module, with pre_norm; empty: none
   std::string position_bias;                           // tensor [32, heads] as MPNet has it; empty: none
-  std::vector<EncoderLayer> layers;                    // two with the same names share their weights
+  std::optional<ImageSpec> image;    // then there is no vocabulary, and max_positions follows from the shape
+  std::vector<EncoderLayer> layers;  // two with the same names share their weights
   HeadSpec head;
 };
 

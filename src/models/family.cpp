@@ -3,6 +3,7 @@
 #include "core/error.h"
 #include "formats/gptq_tensors.h"
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -24,7 +25,7 @@ void strip_prefix(const Program& program, std::string& name) {
 
 // Whether the checkpoint's names lack the prefix: as its embedding's name does.
 bool lacks_prefix(const Checkpoint& checkpoint, const Program& program) {
-  std::string table = std::get<EmbedNode>(program.nodes.front().op).table;
+  std::string table = tables_of(program).front();
   if (checkpoint.has(table)) return false;
   strip_prefix(program, table);
   return checkpoint.has(table);
@@ -41,6 +42,13 @@ void expect_shape(const Checkpoint& checkpoint, const std::string& name, const S
     fail("{}: tensor {} has type {}, expected f32, f16 or bf16", checkpoint.file_of(name).string(), name,
          name_of(tensor.dtype));
   }
+}
+
+// A table that may have dimensions of 1 in front, as parameters that are added to a batch do.
+void expect_rows(const Checkpoint& checkpoint, const std::string& name, std::int64_t rows, std::int64_t columns) {
+  const Shape& shape = checkpoint.tensor(name).shape;
+  const bool fits = !shape.empty() && shape.back() == columns && element_count(shape) == rows * columns;
+  expect_shape(checkpoint, name, fits ? shape : Shape{rows, columns});
 }
 
 // The order of a layer's inputs is real only where g_idx says so, whatever desc_act says.
@@ -116,6 +124,15 @@ struct Binder {
       expect_shape(checkpoint, node.types, {program.types, width});
     }
   }
+  void operator()(PlaceNode& node) const {
+    const std::int64_t width = program.buffers[static_cast<std::size_t>(node.y)].columns;
+    if (strip) strip_prefix(program, node.positions);
+    expect_rows(checkpoint, node.positions, program.max_positions, width);
+    for (std::string& name : node.leading) {
+      if (strip) strip_prefix(program, name);
+      expect_rows(checkpoint, name, 1, width);
+    }
+  }
   void operator()(NormNode& node) const {
     const std::int64_t width = program.buffers[static_cast<std::size_t>(node.x)].columns / node.groups;
     bind_norm(node.weight, ".weight", ".gamma");
@@ -139,7 +156,7 @@ struct Binder {
     // there).
     if (!node.in_block && first.out_features == program.vocab && node.tied_weight.empty() &&
         !checkpoint.has(first.name + ".weight") && !checkpoint.has(first.name + ".qweight")) {
-      node.tied_weight = std::get<EmbedNode>(program.nodes.front().op).table;
+      node.tied_weight = tables_of(program).front();
     }
     // A bias that stands by itself is sometimes stored as its module's after all.
     if (!node.bias.empty() && !checkpoint.has(node.bias) && checkpoint.has(first.name + ".bias"))
@@ -152,6 +169,11 @@ struct Binder {
     if (!node.bias.empty()) {
       expect_shape(checkpoint, first.name + ".weight", {first.out_features, first.in_features});
       expect_shape(checkpoint, node.bias, {first.out_features});
+      return;
+    }
+    if (!node.stored.empty()) {
+      expect_shape(checkpoint, first.name + ".weight", node.stored);
+      if (first.bias) expect_shape(checkpoint, first.name + ".bias", {first.out_features});
       return;
     }
     for (LinearDesc& part : node.parts) bind_part(checkpoint, quant, part);
@@ -182,6 +204,16 @@ void drop_missing_pooler(const Checkpoint& checkpoint, Program& program, bool st
   }
 }
 
+// The parts that are registered for a checkpoint of several models: "text or vision".
+std::string parts_of(const std::string& type) {
+  std::string out;
+  const std::string before = type + "/";
+  for (const auto& [name, function] : families()) {
+    if (name.starts_with(before)) out += (out.empty() ? "" : " or ") + name.substr(before.size());
+  }
+  return out;
+}
+
 }  // namespace
 
 FamilyRegistration::FamilyRegistration(std::string_view model_type, FamilyFunction function) {
@@ -194,11 +226,14 @@ std::vector<std::string> known_families() {
   return out;
 }
 
-Program program_from_config(const nlohmann::json& config) {
+Program program_from_config(const nlohmann::json& config, std::string_view part) {
   const JsonView view(config, "config.json");
   const std::string type = view.text("model_type");
-  const auto found = families().find(type);
+  const auto found = families().find(part.empty() ? type : fmt::format("{}/{}", type, part));
   if (found == families().end()) {
+    const std::string parts = parts_of(type);
+    if (!parts.empty()) fail("config.json: a {} checkpoint holds several models: name {}", type, parts);
+    if (!part.empty()) fail("config.json: a {} checkpoint is one model, it has no part \"{}\"", type, part);
     std::string names;
     for (const std::string& name : known_families()) names += (names.empty() ? "" : ", ") + name;
     fail("config.json: model_type \"{}\" is not one that nibble runs; it runs {}", type, names);
@@ -206,8 +241,8 @@ Program program_from_config(const nlohmann::json& config) {
   return found->second(view);
 }
 
-Program program_from_checkpoint(const Checkpoint& checkpoint) {
-  Program program = program_from_config(checkpoint.config());
+Program program_from_checkpoint(const Checkpoint& checkpoint, std::string_view part) {
+  Program program = program_from_config(checkpoint.config(), part);
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
   const bool strip = lacks_prefix(checkpoint, program);
   drop_missing_pooler(checkpoint, program, strip);
@@ -230,6 +265,7 @@ void load_linear(const Checkpoint& checkpoint, const std::optional<QuantConfig>&
     return;
   }
   out.tensors.weight = checkpoint.tensor(node.tied_weight.empty() ? part.name + ".weight" : node.tied_weight);
+  if (!node.stored.empty()) out.tensors.weight.shape = {part.out_features, part.in_features};
   if (part.bias) out.tensors.bias = checkpoint.tensor(bias_name(node, index));
 }
 

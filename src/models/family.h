@@ -1,5 +1,5 @@
 // A family is one file below families/: it translates its config.json into a program. It registers itself by
-// model_type.
+// model_type; where a checkpoint holds several models, each is registered as "model_type/part".
 #pragma once
 
 #include "formats/checkpoint.h"
@@ -25,13 +25,14 @@ class FamilyRegistration {
 /// The model types that this build knows, sorted.
 std::vector<std::string> known_families();
 
-/// The program of a config.json; Error naming model_type and the known ones where there is none for it.
-Program program_from_config(const nlohmann::json& config);
+/// The program of a config.json, or of one part ("text", "vision") of a checkpoint that holds several models. Error
+/// naming model_type and the known ones where there is none for it, and the parts where one is to be named.
+Program program_from_config(const nlohmann::json& config, std::string_view part = {});
 
 /// The program with what only the checkpoint tells: the prefix of its tensor names, which linears are quantised and
 /// how, which have biases, whether the head is tied. Every tensor's presence and shape is checked; throws Error naming
 /// it.
-Program program_from_checkpoint(const Checkpoint& checkpoint);
+Program program_from_checkpoint(const Checkpoint& checkpoint, std::string_view part = {});
 
 /// The tensors of one part of a linear site; `gptq` holds what LinearTensors points at.
 struct LoadedLinear {

@@ -43,10 +43,28 @@ std::string modules_of(const LinearNode& node) {
   return out;
 }
 
+std::vector<std::string> tables_of(const Program& program) {
+  std::vector<std::string> out;
+  const auto add = [&out](const std::string& name) {
+    if (!name.empty()) out.push_back(name);
+  };
+  for (const Node& node : program.nodes) {
+    if (const auto* embed = std::get_if<EmbedNode>(&node.op)) {
+      add(embed->table);
+      add(embed->positions);
+      add(embed->types);
+    } else if (const auto* place = std::get_if<PlaceNode>(&node.op)) {
+      add(place->positions);
+      for (const std::string& name : place->leading) add(name);
+    }
+  }
+  return out;
+}
+
 std::string_view kind_of(const Node& node) {
-  static constexpr std::array<std::string_view, 12> kNames = {"embed",    "norm",      "linear",         "rotary",
-                                                              "kv_store", "attention", "self_attention", "activation",
-                                                              "gated",    "add",       "gather",         "sample"};
+  static constexpr std::array<std::string_view, 15> kNames = {
+      "embed",          "patches",    "place", "norm", "linear", "rotary", "kv_store", "attention",
+      "self_attention", "activation", "gated", "add",  "mean",   "gather", "sample"};
   return kNames[node.op.index()];
 }
 

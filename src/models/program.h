@@ -6,6 +6,7 @@
 #include "ops/backend.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -14,8 +15,9 @@ namespace nibble {
 
 using BufferId = int;
 
-/// How many rows a buffer has in a pass: one a token, or one for each token whose logits are wanted.
-enum class RowSet { tokens, logits };
+/// How many rows a buffer has in a pass: one a token, one for each token whose logits are wanted, one a patch of an
+/// image.
+enum class RowSet { tokens, logits, patches };
 
 struct BufferDesc {
   std::string name;
@@ -38,6 +40,16 @@ struct EmbedNode {
   std::int64_t position_offset = 0;  // the row of position 0
   std::string types = {};            // tensor name, [types, columns of y]; empty: none
 };
+/// y = the patches of the pass's images, a row each.
+struct PatchNode {
+  BufferId y = -1;  // [patches, channels * patch * patch]
+};
+/// The rows of an image: vectors of their own (class token and the like), then x's rows; positions added to all.
+struct PlaceNode {
+  std::vector<std::string> leading;  // tensor names, [columns of y] each with any number of dimensions of 1 before
+  std::string positions;             // tensor name, a row for each row of an image
+  BufferId x = -1, y = -1;           // x [patches], y [tokens]
+};
 struct NormNode {
   NormKind kind = NormKind::rms;
   std::string weight;
@@ -53,6 +65,7 @@ struct LinearNode {
   BufferId x = -1;
   std::vector<BufferId> y;  // one a part
   std::string bias = {};    // not empty: the bias of the only part is this tensor instead of parts[0].name + ".bias"
+  Shape stored = {};        // not empty: the only weight's shape in the checkpoint, [out, ...] (a convolution's)
 };
 struct RotaryNode {
   std::int64_t heads = 0, head_dim = 0, dims = 0;
@@ -92,9 +105,14 @@ struct GatedNode {
 struct AddNode {
   BufferId a = -1, b = -1, y = -1;
 };
-/// y = the rows of x whose logits are wanted.
+/// y = (a + b) / 2.
+struct MeanNode {
+  BufferId a = -1, b = -1, y = -1;
+};
+/// y = the rows of x whose logits are wanted, or those `after` rows behind them.
 struct GatherNode {
   BufferId x = -1, y = -1;
+  std::int64_t after = 0;
 };
 /// Chooses the next token of each row of logits.
 struct SampleNode {
@@ -103,8 +121,8 @@ struct SampleNode {
 
 struct Node {
   int layer = -1;  // the repeated block it belongs to, -1 before, `layers` after
-  std::variant<EmbedNode, NormNode, LinearNode, RotaryNode, KvStoreNode, AttentionNode, SelfAttentionNode,
-               ActivationNode, GatedNode, AddNode, GatherNode, SampleNode>
+  std::variant<EmbedNode, PatchNode, PlaceNode, NormNode, LinearNode, RotaryNode, KvStoreNode, AttentionNode,
+               SelfAttentionNode, ActivationNode, GatedNode, AddNode, MeanNode, GatherNode, SampleNode>
       op;
 };
 
@@ -123,10 +141,22 @@ struct RotarySpec {
   std::vector<float> inv_freq_for(std::int64_t tokens) const;
 };
 
+/// The images that a model takes: square, cut into square patches, row by row.
+struct ImageShape {
+  std::int64_t channels = 0;
+  std::int64_t size = 0;   // pixels of a side
+  std::int64_t patch = 0;  // pixels of a patch's side; what is left at the right and the bottom is not looked at
+
+  std::int64_t patches() const { return (size / patch) * (size / patch); }
+  std::int64_t values() const { return channels * size * size; }
+  std::int64_t patch_values() const { return channels * patch * patch; }
+};
+
 /// What follows an encoder's last block.
 enum class HeadKind {
   none,
   pooler,          // one vector a sequence; may be missing in the checkpoint
+  projection,      // one vector a sequence, for comparison with those of another model
   masked_lm,       // logits over the vocabulary, for the rows asked for
   sequence_class,  // one row of logits a sequence, from its first row
   token_class,     // one row of logits a row
@@ -157,6 +187,7 @@ struct Program {
   // A token's position counts the tokens before it that are not this one, which itself gets position -1 (RoBERTa and
   // its relatives, whose tables keep a row for it); -1: positions just count.
   std::int32_t skipped_token = -1;
+  std::optional<ImageShape> image;  // its sequences are images, each of max_positions rows
 
   /// The nodes of one block, in order.
   std::vector<Node> block(int layer) const;
@@ -164,6 +195,9 @@ struct Program {
 
 /// Leaves out an encoder's head.
 void drop_head(Program& program);
+
+/// The tensors of which rows are looked up, at least one: a model's embeddings.
+std::vector<std::string> tables_of(const Program& program);
 
 /// The modules of a linear node's parts: nodes with the same ones have the same weights.
 std::string modules_of(const LinearNode& node);

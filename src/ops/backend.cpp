@@ -21,4 +21,10 @@ void Backend::activation(ActivationKind, const MatrixRef&, const MatrixRef&, Str
   fail_without("activation by itself");
 }
 
+void Backend::mean(const MatrixRef&, const MatrixRef&, const MatrixRef&, Stream&) { fail_without("mean of two heads"); }
+
+void Backend::cut_patches(const PatchArgs&, Stream&) { fail_without("patches of images"); }
+
+void Backend::place_patches(const PlaceArgs&, Stream&) { fail_without("patches of images"); }
+
 }  // namespace nibble

@@ -7,6 +7,7 @@
 #include "core/matrix.h"
 #include "kernels/linear_kernel.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -23,6 +24,27 @@ struct EmbedArgs {
   MatrixRef positions = {};  // [positions, hidden]; no data: none
   std::int64_t position_offset = 0;
   MatrixRef types = {};  // [types, hidden]; no data: none
+};
+
+/// y = the square patches of images, a row each: images one after the other, patches row by row, a patch's values as
+/// the weight of a convolution has them (channel, then row, then column).
+struct PatchArgs {
+  const float* pixels = nullptr;  // [images, channels, size, size], device memory
+  std::int64_t images = 0;
+  std::int64_t channels = 0;
+  std::int64_t size = 0;   // pixels of a side
+  std::int64_t patch = 0;  // pixels of a patch's side; what is left over of `size` is not read
+  MatrixRef y;             // [images * (size / patch)^2, channels * patch * patch]
+};
+
+/// Each image's rows of y: the `leading` ones, then its rows of x, `positions` added to all. Tables are f32, f16 or
+/// bf16.
+struct PlaceArgs {
+  std::int64_t images = 0;
+  std::array<MatrixRef, 2> leading = {};  // [1, hidden] each; no data: none
+  MatrixRef positions;                    // [rows of an image, hidden]
+  MatrixRef x;                            // [images * (rows of an image without the leading ones), hidden]
+  MatrixRef y;                            // [images * rows of an image, hidden]
 };
 
 enum class NormKind { rms, layer };
@@ -149,7 +171,8 @@ struct BackendTraits {
   bool joins_parts = false;  // outputs of a site's parts (q, k, v) are to lie side by side, as columns of one matrix
   bool fuses_store = false;  // attention() takes AttentionStore
   bool self_attention =
-      false;  // has self_attention(), activation() and the tables of positions and types: encoders run
+      false;            // has self_attention(), activation() and the tables of positions and types: encoders run
+  bool images = false;  // has cut_patches(), place_patches() and mean(): encoders of images run
 };
 
 class Backend {
@@ -180,6 +203,11 @@ class Backend {
                                 Stream& stream) = 0;
   /// y = a + b; y may be a or b.
   virtual void add(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, Stream& stream) = 0;
+  /// y = (a + b) / 2; y may be a or b.
+  virtual void mean(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, Stream& stream);
+  /// Only where BackendTraits::images, as is mean().
+  virtual void cut_patches(const PatchArgs& args, Stream& stream);
+  virtual void place_patches(const PlaceArgs& args, Stream& stream);
   /// y[i] = x[indices[i]], i < y.rows; indices in device memory.
   virtual void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) = 0;
 

@@ -24,20 +24,41 @@ struct GoldenEncoder {
 
 inline std::filesystem::path golden_encoders() { return std::filesystem::path(NIBBLE_TEST_DATA) / "golden_encoders"; }
 
-/// Names of all fixtures of text encoders, sorted.
-inline std::vector<std::string> golden_encoder_names() {
+struct GoldenImages {
+  std::filesystem::path folder;
+  std::int64_t images = 0, channels = 0, height = 0, width = 0;
+  std::vector<float> pixels;  // [images, channels, height, width]
+  std::vector<float> hidden;  // [images, rows, hidden]; empty where the fixture has none
+  std::vector<float> head;    // as GoldenEncoder's
+};
+
+/// Names of all fixtures whose golden file has an input of this name and a hidden state, sorted.
+inline std::vector<std::string> golden_names_with(const char* input) {
   std::vector<std::string> out;
   for (const auto& entry : std::filesystem::directory_iterator(golden_encoders())) {
     if (!entry.is_directory()) continue;
     const std::string name = entry.path().filename().string();
     const SafetensorsFile file(golden_encoders() / (name + ".golden.safetensors"));
-    if (file.find("ids") != nullptr && file.find("hidden") != nullptr) out.push_back(name);
+    if (file.find(input) != nullptr && file.find("hidden") != nullptr) out.push_back(name);
   }
   std::sort(out.begin(), out.end());
   return out;
 }
 
-inline GoldenEncoder read_golden_encoder(const std::string& name) {
+/// Names of all fixtures of text encoders, and of those of images.
+inline std::vector<std::string> golden_encoder_names() { return golden_names_with("ids"); }
+inline std::vector<std::string> golden_image_names() { return golden_names_with("pixels"); }
+
+/// What the head gives: logits, or the pooled vectors.
+inline std::vector<float> golden_head(const SafetensorsFile& file) {
+  for (const char* name : {"logits", "pooled"}) {
+    if (const TensorView* tensor = file.find(name)) return to_float(*tensor);
+  }
+  return {};
+}
+
+/// The inputs alone.
+inline GoldenEncoder read_golden_tokens(const std::string& name) {
   GoldenEncoder golden;
   golden.folder = golden_encoders() / name;
   const SafetensorsFile file(golden_encoders() / (name + ".golden.safetensors"));
@@ -47,12 +68,29 @@ inline GoldenEncoder read_golden_encoder(const std::string& name) {
   golden.ids = ints_of(ids);
   golden.lengths = ints_of(*file.find("lengths"));
   if (const TensorView* types = file.find("types")) golden.types = ints_of(*types);
+  return golden;
+}
+
+inline GoldenEncoder read_golden_encoder(const std::string& name) {
+  GoldenEncoder golden = read_golden_tokens(name);
+  const SafetensorsFile file(golden_encoders() / (name + ".golden.safetensors"));
   golden.hidden = to_float(*file.find("hidden"));
-  if (const TensorView* logits = file.find("logits")) {
-    golden.head = to_float(*logits);
-  } else if (const TensorView* pooled = file.find("pooled")) {
-    golden.head = to_float(*pooled);
-  }
+  golden.head = golden_head(file);
+  return golden;
+}
+
+inline GoldenImages read_golden_images(const std::string& name) {
+  GoldenImages golden;
+  golden.folder = golden_encoders() / name;
+  const SafetensorsFile file(golden_encoders() / (name + ".golden.safetensors"));
+  const TensorView pixels = *file.find("pixels");
+  golden.images = pixels.shape[0];
+  golden.channels = pixels.shape[1];
+  golden.height = pixels.shape[2];
+  golden.width = pixels.shape[3];
+  golden.pixels = to_float(pixels);
+  if (const TensorView* hidden = file.find("hidden")) golden.hidden = to_float(*hidden);
+  golden.head = golden_head(file);
   return golden;
 }
 

@@ -63,13 +63,33 @@ void check_cache(const KvView& cache, std::string_view op) {
   }
 }
 
+// y = scale * n values of a table's row, from `column` on.
+void read_row(const OpTable& ops, const MatrixRef& table, std::int64_t row, float scale, std::int64_t column,
+              std::int64_t n, float* y) {
+  const std::int64_t from = row * table.stride + column;
+  const std::size_t bytes = table.dtype == DType::f32 ? 4 : 2;
+  ops.embed(static_cast<const std::byte*>(table.data) + static_cast<std::size_t>(from) * bytes, table.dtype, scale, n,
+            y);
+}
+
+// y += n values of a table's row, from `column` on.
+void add_row(const OpTable& ops, const MatrixRef& table, std::int64_t row, std::int64_t column, std::int64_t n,
+             float* y) {
+  alignas(64) float part[kGrain];
+  for (std::int64_t first = 0; first < n; first += kGrain) {
+    const std::int64_t count = std::min(kGrain, n - first);
+    read_row(ops, table, row, 1, column + first, count, part);
+    ops.add(y + first, part, count, y + first);
+  }
+}
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend() : ops_(&cpu::active_op_table()), parts_(ThreadPool::instance().threads()) {}
 
   Device& device() override { return cpu_device(); }
 
-  BackendTraits traits() const override { return {.self_attention = true}; }
+  BackendTraits traits() const override { return {.self_attention = true, .images = true}; }
 
   void embed(const EmbedArgs& args, Stream& stream) override {
     check_shape(args.y, args.map.rows, args.table.columns, "embed", "y");
@@ -79,26 +99,56 @@ class CpuBackend final : public Backend {
     cpu_stream(stream).parallel([args, ops = ops_](int thread, int threads) {
       for_part(args.map.rows, args.y.columns, thread, threads,
                [&](std::int64_t row, std::int64_t column, std::int64_t n) {
-                 alignas(64) float part[kGrain];
                  float* y = args.y.f32_row(row) + column;
-                 const auto read = [&](const MatrixRef& table, std::int64_t index, float scale, std::int64_t first,
-                                       std::int64_t count, float* to) {
-                   const std::int64_t from = index * table.stride + column + first;
-                   const std::size_t bytes = table.dtype == DType::f32 ? 4 : 2;
-                   ops->embed(static_cast<const std::byte*>(table.data) + static_cast<std::size_t>(from) * bytes,
-                              table.dtype, scale, count, to);
-                 };
-                 const auto add = [&](const MatrixRef& table, std::int64_t index) {
-                   for (std::int64_t first = 0; first < n; first += kGrain) {
-                     const std::int64_t count = std::min(kGrain, n - first);
-                     read(table, index, 1, first, count, part);
-                     ops->add(y + first, part, count, y + first);
-                   }
-                 };
-                 read(args.table, args.map.tokens[row], args.scale, 0, n, y);
-                 if (args.types.data != nullptr) add(args.types, args.map.types != nullptr ? args.map.types[row] : 0);
+                 read_row(*ops, args.table, args.map.tokens[row], args.scale, column, n, y);
+                 if (args.types.data != nullptr)
+                   add_row(*ops, args.types, args.map.types != nullptr ? args.map.types[row] : 0, column, n, y);
                  if (args.positions.data != nullptr)
-                   add(args.positions, args.map.positions[row] + args.position_offset);
+                   add_row(*ops, args.positions, args.map.positions[row] + args.position_offset, column, n, y);
+               });
+    });
+  }
+
+  void cut_patches(const PatchArgs& args, Stream& stream) override {
+    const std::int64_t side = args.patch > 0 ? args.size / args.patch : 0;
+    check_shape(args.y, args.images * side * side, args.channels * args.patch * args.patch, "cut_patches", "y");
+    cpu_stream(stream).parallel([args, side](int thread, int threads) {
+      const auto [begin, end] = split_range(args.images * side * side, 1, thread, threads);
+      const auto run = static_cast<std::size_t>(args.patch) * sizeof(float);
+      for (std::int64_t row = begin; row < end; ++row) {
+        const std::int64_t image = row / (side * side);
+        const std::int64_t top = row / side % side * args.patch;
+        const std::int64_t left = row % side * args.patch;
+        float* y = args.y.f32_row(row);
+        for (std::int64_t channel = 0; channel < args.channels; ++channel) {
+          const float* plane = args.pixels + (image * args.channels + channel) * args.size * args.size;
+          for (std::int64_t line = 0; line < args.patch; ++line, y += args.patch)
+            std::memcpy(y, plane + (top + line) * args.size + left, run);
+        }
+      }
+    });
+  }
+
+  void place_patches(const PlaceArgs& args, Stream& stream) override {
+    const std::int64_t rows = args.positions.rows;
+    const auto leads = std::count_if(args.leading.begin(), args.leading.end(),
+                                     [](const MatrixRef& lead) { return lead.data != nullptr; });
+    check_table(args.positions, args.y);
+    for (std::int64_t lead = 0; lead < leads; ++lead) check_table(args.leading[static_cast<std::size_t>(lead)], args.y);
+    check_shape(args.y, args.images * rows, args.positions.columns, "place_patches", "y");
+    check_shape(args.x, args.images * (rows - leads), args.y.columns, "place_patches", "x");
+    cpu_stream(stream).parallel([args, rows, leads, ops = ops_](int thread, int threads) {
+      for_part(args.images * rows, args.y.columns, thread, threads,
+               [&](std::int64_t row, std::int64_t column, std::int64_t n) {
+                 const std::int64_t place = row % rows;
+                 float* y = args.y.f32_row(row) + column;
+                 if (place < leads) {
+                   read_row(*ops, args.leading[static_cast<std::size_t>(place)], 0, 1, column, n, y);
+                 } else {
+                   const float* x = args.x.f32_row(row / rows * (rows - leads) + place - leads) + column;
+                   std::memcpy(y, x, static_cast<std::size_t>(n) * sizeof(float));
+                 }
+                 add_row(*ops, args.positions, place, column, n, y);
                });
     });
   }
@@ -220,6 +270,18 @@ class CpuBackend final : public Backend {
     cpu_stream(stream).parallel([=, ops = ops_](int thread, int threads) {
       for_part(a.rows, a.columns, thread, threads, [&](std::int64_t row, std::int64_t column, std::int64_t n) {
         ops->add(a.f32_row(row) + column, b.f32_row(row) + column, n, y.f32_row(row) + column);
+      });
+    });
+  }
+
+  void mean(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, Stream& stream) override {
+    check_f32(a, "mean", "a");
+    check_shape(b, a.rows, a.columns, "mean", "b");
+    check_shape(y, a.rows, a.columns, "mean", "y");
+    cpu_stream(stream).parallel([=](int thread, int threads) {
+      for_part(a.rows, a.columns, thread, threads, [&](std::int64_t row, std::int64_t column, std::int64_t n) {
+        for (std::int64_t c = column; c < column + n; ++c)
+          y.f32_row(row)[c] = (a.f32_row(row)[c] + b.f32_row(row)[c]) / 2;
       });
     });
   }
