@@ -73,8 +73,8 @@ float soften_bf16(const float* scores, std::int64_t n, std::int64_t padded, floa
 }  // namespace
 
 const SelfAttentionOps& self_attention_ops_avx512bf16() {
-  static constexpr SelfAttentionOps ops{pack_keys_bf16, pack_values_bf16, largest, soften_bf16};
-  return ops;
+  static constexpr SelfAttentionOps kOps{pack_keys_bf16, pack_values_bf16, largest, soften_bf16};
+  return kOps;
 }
 
 }  // namespace nibble::cpu

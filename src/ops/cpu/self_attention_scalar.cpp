@@ -44,8 +44,8 @@ float soften(const float* scores, std::int64_t n, std::int64_t padded, float fac
 }  // namespace
 
 const SelfAttentionOps& self_attention_ops_scalar() {
-  static constexpr SelfAttentionOps ops{pack_keys, pack_values, largest, soften};
-  return ops;
+  static constexpr SelfAttentionOps kOps{pack_keys, pack_values, largest, soften};
+  return kOps;
 }
 
 const SelfAttentionOps& self_attention_ops() {

@@ -1,5 +1,6 @@
-// Attention's inner loops over the registers of simd_avx2.h or simd_avx512.h, with simd_math.h included before. A
-// template over how elements of the cache are multiplied (see Floats below); everything is in an unnamed namespace.
+// Attention's inner loops over the registers of core/simd_avx2.h or core/simd_avx512.h, with core/simd_math.h
+// included before. A template over how elements of the cache are multiplied (see Floats below); everything is in an
+// unnamed namespace.
 //
 // Four rows of queries meet a tile of 64 keys at a time: their scores and probabilities (1 KiB) stay in L1, and each
 // element of the cache that is loaded serves four multiplications. Rows are the queries of a prompt, or the heads of a

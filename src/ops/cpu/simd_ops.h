@@ -1,5 +1,6 @@
-// The functions of an OpTable, but for attention, over the registers of simd_avx2.h or simd_avx512.h, one of which is
-// included before, with simd_math.h. Everything is in an unnamed namespace, as there.
+// The functions of an OpTable, but for attention, over the registers of core/simd_avx2.h or core/simd_avx512.h, one of
+// which is included before, with core/simd_math.h and kernels/cpu/simd_activations.h. Everything is in an unnamed
+// namespace, as there.
 #pragma once
 
 #include "ops/cpu/op_table.h"
