@@ -178,14 +178,14 @@ struct Tokenizer::Impl {
     }
   }
 
-  /// Cuts the texts so that they have at most `budget` tokens in all.
-  void truncate(std::span<std::vector<std::int32_t>> texts, std::size_t budget) const {
+  /// Cuts the texts so that they have at most `budget` tokens in all; returns how many tokens that takes away.
+  std::size_t truncate(std::span<std::vector<std::int32_t>> texts, std::size_t budget) const {
     std::size_t total = 0;
     for (const auto& ids : texts) total += ids.size();
-    if (total <= budget) return;
+    if (total <= budget) return 0;
     if (texts.size() == 1) {
       keep(texts[0], budget);
-      return;
+      return total - budget;
     }
     // The shorter one loses nothing up to half the budget; of two longer than that, the second has the odd token.
     auto& shorter = texts[0].size() <= texts[1].size() ? texts[0] : texts[1];
@@ -193,6 +193,7 @@ struct Tokenizer::Impl {
     const std::size_t kept = std::min(shorter.size(), budget / 2);
     keep(shorter, kept);
     keep(longer, budget - kept);
+    return total - budget;
   }
 
   void keep(std::vector<std::int32_t>& ids, std::size_t count) const {
@@ -207,17 +208,18 @@ struct Tokenizer::Impl {
   /// Truncates the texts and puts them together.
   EncodedText assemble(std::span<std::vector<std::int32_t>> texts, const std::vector<FramePart>& parts,
                        const EncodeOptions& options) const {
+    EncodedText out;
     const std::size_t around = options.add_special_tokens ? SpecialFrame::special_count(parts) : 0;
     if (options.max_length) {
       if (*options.max_length < around) {
         fail("max_length is {}, but the special tokens alone are {}; give a larger one", *options.max_length, around);
       }
-      truncate(texts, *options.max_length - around);
+      out.cut = truncate(texts, *options.max_length - around);
     }
-    EncodedText out;
     for (const FramePart& part : parts) {
       if (part.text >= 0) {
         const auto& ids = texts[static_cast<std::size_t>(part.text)];
+        out.texts[static_cast<std::size_t>(part.text)] = {out.ids.size(), out.ids.size() + ids.size()};
         out.ids.insert(out.ids.end(), ids.begin(), ids.end());
       } else if (options.add_special_tokens) {
         out.ids.push_back(part.id);

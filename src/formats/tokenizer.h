@@ -5,6 +5,7 @@
 // not have is refused with a sentence that names it.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -29,10 +30,18 @@ struct SpecialTokens {
   std::optional<std::int32_t> mask;
 };
 
+/// Tokens [begin, end).
+struct TokenRange {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+};
+
 /// What an encoder takes for one text or a pair of texts.
 struct EncodedText {
   std::vector<std::int32_t> ids;
-  std::vector<std::int32_t> type_ids;  // as many: the segment of each token, 0 or 1 in BERT
+  std::vector<std::int32_t> type_ids;    // as many: the segment of each token, 0 or 1 in BERT
+  std::array<TokenRange, 2> texts = {};  // the tokens of each text itself; of one text the second is empty
+  std::size_t cut = 0;                   // tokens left out to keep max_length
 };
 
 struct EncodeOptions {

@@ -1,0 +1,195 @@
+// nibble classify --model MODEL TEXT...: labels of texts or of their tokens, and answers to questions.
+#include "cli/command.h"
+#include "cli/encoder_options.h"
+#include "core/error.h"
+#include "engine/text_heads.h"
+
+#include <fmt/format.h>
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <memory>
+#include <optional>
+
+namespace nibble {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct Arguments {
+  EncoderModelOptions model;
+  std::vector<std::string> texts;
+  bool pair = false;
+  std::optional<std::string> question;
+  std::size_t top_k = 0;
+  std::size_t answer_tokens = 30;
+  std::string format = "text";
+};
+
+// Texts come and go in chunks of that many batches.
+constexpr std::size_t kBatchesOfChunk = 16;
+
+void check_options(const Arguments& arguments, HeadKind head) {
+  const bool answers = head == HeadKind::question_answer;
+  if (answers && !arguments.question)
+    fail_usage("this checkpoint finds answers to questions: give one with --question, and the texts to look in");
+  if (!answers && arguments.question)
+    fail_usage("--question is for heads that find answers, but this checkpoint has {}", name_of(head));
+  if (arguments.pair && head != HeadKind::sequence_class)
+    fail_usage("--pair is for classifiers of texts, but this checkpoint has {}", name_of(head));
+}
+
+class Classifier {
+ public:
+  Classifier(const Arguments& arguments, const std::shared_ptr<const Checkpoint>& checkpoint, HeadKind head)
+      : arguments_(arguments),
+        head_(head),
+        model_(checkpoint, arguments.model.text_model_options()),
+        labels_(read_labels(*checkpoint, head, model_.engine().head_columns())) {}
+
+  // `first` texts came before these.
+  void run(const std::vector<std::string>& texts, std::size_t first) {
+    std::vector<EncodedText> encoded;
+    encoded.reserve(texts.size());
+    for (const std::string& text : texts) {
+      encoded.push_back(tokenize(text, first + encoded.size() + 1));
+      if (encoded.back().cut > 0) ++cut_;
+    }
+    std::vector<std::string> out(texts.size());
+    model_.run(encoded, {.hidden = false, .head = true}, [&](std::size_t text, const TextRows& rows) {
+      switch (head_) {
+        case HeadKind::token_class:
+          out[text] = tokens(texts[text], encoded[text], rows.head);
+          break;
+        case HeadKind::question_answer:
+          out[text] = answer(texts[text], encoded[text], rows.head);
+          break;
+        default:
+          out[text] = sequence(texts[text], rows.head);
+      }
+    });
+    for (const std::string& text : out) print_out(text);
+  }
+  std::size_t cut() const { return cut_; }
+  std::size_t max_length() const { return model_.max_length(); }
+
+ private:
+  bool as_json() const { return arguments_.format == "jsonl"; }
+  const std::string& label(std::int32_t column) const { return labels_.names[static_cast<std::size_t>(column)]; }
+
+  EncodedText tokenize(const std::string& text, std::size_t number) const {
+    if (head_ == HeadKind::question_answer) return model_.tokenize_pair(*arguments_.question, text);
+    if (!arguments_.pair) return model_.tokenize(text);
+    const std::size_t tab = text.find('\t');
+    if (tab == std::string::npos || text.find('\t', tab + 1) != std::string::npos)
+      fail("text {} is no pair: with --pair, expected two texts with one tab between them", number);
+    return model_.tokenize_pair(std::string_view(text).substr(0, tab), std::string_view(text).substr(tab + 1));
+  }
+
+  std::string sequence(const std::string& text, std::span<const float> logits) const {
+    const std::vector<float> scores = scores_of(logits, labels_.kind);
+    ordered_json json;
+    if (arguments_.pair) {
+      json["text"] = text.substr(0, text.find('\t'));
+      json["pair"] = text.substr(text.find('\t') + 1);
+    } else {
+      json["text"] = text;
+    }
+    std::string lines = text + "\n";
+    for (const Candidate& best : best_of(scores, arguments_.top_k)) {
+      json["labels"].push_back({{"label", label(best.id)}, {"score", shortest(best.score)}});
+      lines += fmt::format("  {:.4f}  {}\n", best.score, label(best.id));
+    }
+    return as_json() ? json_line(json) : lines;
+  }
+
+  std::string tokens(const std::string& text, const EncodedText& encoded, std::span<const float> logits) const {
+    const Tokenizer& tokenizer = model_.tokenizer();
+    const std::size_t columns = labels_.names.size();
+    const std::span<const std::int32_t> ids = encoded.ids;
+    ordered_json json = {{"text", text}, {"tokens", ordered_json::array()}, {"entities", ordered_json::array()}};
+    std::string lines = text + "\n";
+    std::vector<std::string> names;
+    std::vector<float> scores;
+    for (std::size_t i = encoded.texts[0].begin; i < encoded.texts[0].end; ++i) {
+      const Candidate best = best_of(scores_of(logits.subspan(i * columns, columns), ScoreKind::softmax), 1).front();
+      names.push_back(label(best.id));
+      scores.push_back(best.score);
+      const std::string token = tokenizer.token(ids[i]);
+      json["tokens"].push_back({{"token", token}, {"label", names.back()}, {"score", shortest(best.score)}});
+      lines += fmt::format("  {:.4f}  {:8}  {}\n", best.score, names.back(), token);
+    }
+    // Places of entities count the tokens of the text, as the list of tokens does.
+    for (const TokenGroup& group : group_tokens(names, scores, 0)) {
+      const std::string words = text_of(
+          tokenizer, ids.subspan(encoded.texts[0].begin + group.tokens.begin, group.tokens.end - group.tokens.begin));
+      json["entities"].push_back({{"label", group.label},
+                                  {"text", words},
+                                  {"score", shortest(group.score)},
+                                  {"begin", group.tokens.begin},
+                                  {"end", group.tokens.end}});
+      lines += fmt::format("  {:.4f}  {:8}  = {}\n", group.score, group.label, words);
+    }
+    return as_json() ? json_line(json) : lines;
+  }
+
+  std::string answer(const std::string& text, const EncodedText& encoded, std::span<const float> logits) const {
+    const std::optional<AnswerSpan> span = best_span(logits, encoded.texts[1], arguments_.answer_tokens);
+    ordered_json json = {{"text", text}, {"question", *arguments_.question}, {"answer", nullptr}, {"score", 0}};
+    std::string lines = text + "\n";
+    if (span) {
+      const std::string words =
+          text_of(model_.tokenizer(),
+                  std::span(encoded.ids).subspan(span->tokens.begin, span->tokens.end - span->tokens.begin));
+      json["answer"] = words;
+      json["score"] = shortest(span->score);
+      lines += fmt::format("  {:.4f}  {}\n", span->score, words);
+    }
+    return as_json() ? json_line(json) : lines;
+  }
+
+  const Arguments& arguments_;
+  HeadKind head_;
+  TextModel model_;
+  Labels labels_;
+  std::size_t cut_ = 0;
+};
+
+int run(const Arguments& arguments) {
+  const auto checkpoint = arguments.model.open();
+  const HeadKind head = require_head(
+      *checkpoint, {HeadKind::sequence_class, HeadKind::token_class, HeadKind::question_answer}, "nibble classify");
+  check_options(arguments, head);
+  Classifier classifier(arguments, checkpoint, head);
+  TextSource source(arguments.texts, "");
+  std::vector<std::string> texts;
+  std::size_t done = 0;
+  while (source.next(arguments.model.batch_size * kBatchesOfChunk, texts)) {
+    classifier.run(texts, done);
+    done += texts.size();
+  }
+  warn_cut(classifier.cut(), done, classifier.max_length());
+  return 0;
+}
+
+const CommandRegistration kRegistration(
+    {"classify", "labels of texts or tokens, answers to questions", [](CLI::App& app) -> std::function<int()> {
+       auto a = std::make_shared<Arguments>();
+       a->model.add_to(app);
+       app.add_option("texts", a->texts, "texts to classify (default: lines of standard input)");
+       app.add_flag("--pair", a->pair, "each text is a pair with a tab between its two texts");
+       app.add_option("--question", a->question, "with a head that finds answers: what to look for in the texts");
+       app.add_option("--top-k", a->top_k, "classifiers of texts: the best labels to print (0: all)")
+           ->capture_default_str()
+           ->check(CLI::Range(0, 1 << 24));
+       app.add_option("--answer-tokens", a->answer_tokens, "tokens of an answer at most (0: any number)")
+           ->capture_default_str()
+           ->check(CLI::Range(0, 1 << 24));
+       app.add_option("--format", a->format, "text or jsonl")
+           ->capture_default_str()
+           ->check(CLI::IsMember({"text", "jsonl"}));
+       return [a] { return run(*a); };
+     }});
+
+}  // namespace
+}  // namespace nibble

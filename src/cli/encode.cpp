@@ -1,0 +1,81 @@
+// nibble encode --model MODEL [FILE]: embeddings of lines of text.
+#include "cli/command.h"
+#include "cli/embedding_writer.h"
+#include "cli/encoder_options.h"
+#include "core/progress.h"
+#include "engine/text_encoder.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+
+#include <memory>
+#include <optional>
+
+namespace nibble {
+namespace {
+
+// Batches whose texts are sorted by length together: enough that neighbours hardly differ.
+constexpr std::size_t kBatchesOfChunk = 64;
+
+struct Arguments {
+  EncoderModelOptions model;
+  std::string file;
+  std::string pooling = "auto";
+  std::optional<bool> normalize;
+  std::optional<std::string> prefix;
+  std::string format = "jsonl";
+  std::string output;
+};
+
+int run(const Arguments& arguments) {
+  check_embedding_output(arguments.format, arguments.output);
+  EmbeddingOptions options;
+  if (arguments.pooling != "auto") options.pooling = pooling_named(arguments.pooling);
+  options.normalize = arguments.normalize;
+  options.prefix = arguments.prefix;
+  options.max_length = arguments.model.max_length;
+  const TextModelOptions model_options = arguments.model.text_model_options();
+  TextSource source({}, arguments.file);
+  TextEmbedder embedder(arguments.model.open(), options, model_options);
+  EmbeddingWriter writer(arguments.format, arguments.output, embedder.dimension());
+
+  // A bar between lines of results would make both unreadable.
+  std::unique_ptr<Progress> progress;
+  if (!arguments.output.empty() || ::isatty(STDOUT_FILENO) != 1)
+    progress = std::make_unique<Progress>("encode", source.total_bytes());
+  std::size_t cut = 0;
+  std::size_t tokens = 0;
+  std::vector<std::string> texts;
+  while (source.next(arguments.model.batch_size * kBatchesOfChunk, texts)) {
+    const Embeddings embeddings = embedder.embed(texts);
+    writer.add(embeddings.values);
+    cut += embeddings.cut;
+    tokens += embeddings.tokens;
+    if (progress && source.total_bytes() > 0)
+      progress->update(source.bytes_read(), fmt::format("bytes, {} texts", writer.count()));
+  }
+  writer.finish();
+  if (progress) progress->finish(fmt::format("{} texts, {} tokens", writer.count(), tokens));
+  warn_cut(cut, writer.count(), embedder.settings().max_length);
+  return 0;
+}
+
+const CommandRegistration kRegistration(
+    {"encode", "embeddings of lines of text", [](CLI::App& app) -> std::function<int()> {
+       auto a = std::make_shared<Arguments>();
+       a->model.add_to(app);
+       app.add_option("file", a->file, "a file with one text a line (default, or -: standard input)");
+       app.add_option("--pooling", a->pooling,
+                      "auto (as modules.json says, else mean), mean, cls (the first token's state) or pooler")
+           ->capture_default_str();
+       app.add_flag("--normalize,!--no-normalize", a->normalize,
+                    "bring embeddings to length 1, or not (default: as modules.json says, else to length 1)");
+       app.add_option("--prefix", a->prefix, "put before each text (default: the folder's default prompt, if any)");
+       app.add_option("--format", a->format, "jsonl, or npy: a float32 array of NumPy")->capture_default_str();
+       app.add_option("--output", a->output, "a file to write (default: standard output)");
+       return [a] { return run(*a); };
+     }});
+
+}  // namespace
+}  // namespace nibble
