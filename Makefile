@@ -50,6 +50,8 @@ test: build  ## build and run every test
 	@echo "test: running all tests"
 	@if $(MAKE) model; then export NIBBLE_SMOLLM2="$(abspath $(MODEL))"; \
 	  else echo "test: the default model cannot be had, its tests are skipped"; fi; \
+	if $(MAKE) encoder; then export NIBBLE_MINILM="$(abspath $(ENCODER))"; \
+	  else echo "test: the default encoder cannot be had, its tests are skipped"; fi; \
 	OMP_WAIT_POLICY=passive ctest --preset release --parallel $(JOBS)
 
 $(GGUF): tools/requirements.txt | deps

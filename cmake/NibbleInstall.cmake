@@ -30,7 +30,7 @@ if(TARGET nibble)
 endif()
 
 # The examples are built with everything else, so that they cannot go stale.
-foreach(example chat generate_tokens)
+foreach(example chat encode_texts generate_tokens)
   add_executable(example_${example} examples/${example}.cpp)
   target_link_libraries(example_${example} PRIVATE nibble::nibble $<BUILD_INTERFACE:nibble_flags>)
 endforeach()

@@ -41,6 +41,14 @@ foreach(module core formats kernels ops models engine quant bench report cli)
   gtest_discover_tests(test_${module} DISCOVERY_MODE PRE_TEST PROPERTIES LABELS ${module})
 endforeach()
 
+# The public API, as a program that links the shared library alone.
+file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/api/*.cpp)
+add_executable(test_api ${sources})
+target_include_directories(test_api PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+target_link_libraries(test_api PRIVATE nibble_flags nibble::nibble GTest::gtest GTest::gtest_main)
+target_compile_definitions(test_api PRIVATE NIBBLE_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data")
+gtest_discover_tests(test_api DISCOVERY_MODE PRE_TEST PROPERTIES LABELS api)
+
 # What needs a GPU, label "gpu": skipped, with the reason, where there is none.
 if(NIBBLE_WITH_CUDA)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/cuda/*.cpp)

@@ -1,7 +1,11 @@
-// The C++ API of nibble: load a Hugging Face checkpoint (full precision or GPTQ), complete text, chat, score tokens.
+// The C++ API of nibble: load a Hugging Face checkpoint (full precision or GPTQ), complete text, chat, score tokens,
+// make embeddings.
 //
 //   nibble::LanguageModel model("path/to/SmolLM2-135M-Instruct");
 //   std::string answer = model.chat({{"user", "Why is the sky blue?"}});
+//
+//   nibble::TextEncoder encoder("path/to/all-MiniLM-L6-v2");
+//   std::vector<std::vector<float>> embeddings = encoder.encode(texts);
 //
 // Link with the CMake package: find_package(nibble REQUIRED), target nibble::nibble. Failures throw std::runtime_error
 // whose what() is one sentence: what was read, what was expected, what was found.
@@ -11,6 +15,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -72,6 +78,42 @@ class LanguageModel {
   /// Bytes that the memory plan holds: weights, KV cache, activations, scratch.
   std::size_t planned_bytes() const;
   std::int64_t vocab_size() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// How an encoder of text is loaded, and how it makes embeddings. What is not set is as the folder says: modules.json
+/// and the files that it names, where the folder is one of sentence-transformers; elsewhere the mean, normalised.
+struct TextEncoderOptions {
+  std::string revision = "main";      // of a hub id
+  std::string device = "cpu";         // cpu, cuda, cuda:N, or auto: a GPU where there is one
+  std::string dtype = "auto";         // what linear layers and attention compute in: auto, f32, bf16
+  std::string path = "fast";          // fast: packed and fused; eager: op by op, padded
+  int threads = 0;                    // 0: the CPUs that this process may use; the pool is one for the process
+  std::size_t batch_size = 32;        // texts of a forward pass at most
+  std::size_t max_length = 0;         // tokens of a text, special ones among them; 0: what the folder says
+  std::string pooling = "auto";       // auto, mean, cls (the first token's state), pooler (the model's own)
+  std::optional<bool> normalize;      // to length 1
+  std::optional<std::string> prefix;  // put before each text
+};
+
+/// Texts to embeddings. Not to be used from two threads at once.
+class TextEncoder {
+ public:
+  /// `model`: a folder, or a hub id that is in the Hugging Face cache.
+  explicit TextEncoder(const std::string& model, const TextEncoderOptions& options = {});
+  TextEncoder(TextEncoder&&) noexcept;
+  TextEncoder& operator=(TextEncoder&&) noexcept;
+  ~TextEncoder();
+
+  /// An embedding of dimension() values for each text, in their order. Texts of more than max_length() tokens are cut.
+  std::vector<std::vector<float>> encode(std::span<const std::string> texts);
+  /// Values of an embedding.
+  std::size_t dimension() const;
+  /// The most tokens of a text that count.
+  std::size_t max_length() const;
 
  private:
   struct Impl;

@@ -5,6 +5,7 @@
 #include "engine/chat.h"
 #include "engine/generator.h"
 #include "engine/stop_tokens.h"
+#include "engine/text_encoder.h"
 #include "formats/hub_cache.h"
 #include "formats/tokenizer.h"
 
@@ -30,9 +31,9 @@ EngineOptions engine_options(const LoadOptions& options) {
   return out;
 }
 
-std::shared_ptr<const Checkpoint> open(const std::string& model, const LoadOptions& options) {
-  if (options.threads > 0) ThreadPool::instance().set_threads(options.threads);
-  return std::make_shared<const Checkpoint>(resolve_model(model, options.revision));
+std::shared_ptr<const Checkpoint> open(const std::string& model, const std::string& revision, int threads) {
+  if (threads > 0) ThreadPool::instance().set_threads(threads);
+  return std::make_shared<const Checkpoint>(resolve_model(model, revision));
 }
 
 // A folder for benchmarks need have none.
@@ -45,7 +46,7 @@ std::optional<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
 
 struct LanguageModel::Impl {
   Impl(const std::string& model, const LoadOptions& options)
-      : checkpoint(open(model, options)),
+      : checkpoint(open(model, options.revision, options.threads)),
         maybe_tokenizer(load_tokenizer(checkpoint->folder())),
         stops(stop_tokens(*checkpoint)),
         engine(checkpoint, engine_options(options)) {}
@@ -136,6 +137,59 @@ std::vector<double> LanguageModel::log_probabilities(const std::vector<std::int3
 double LanguageModel::load_seconds() const { return impl_->engine.load_times().total; }
 std::size_t LanguageModel::planned_bytes() const { return impl_->engine.plan().total(); }
 std::int64_t LanguageModel::vocab_size() const { return impl_->engine.program().vocab; }
+
+namespace {
+
+EmbeddingOptions embedding_options(const TextEncoderOptions& options) {
+  EmbeddingOptions out;
+  if (options.pooling != "auto") out.pooling = pooling_named(options.pooling);
+  out.normalize = options.normalize;
+  out.prefix = options.prefix;
+  out.max_length = options.max_length;
+  return out;
+}
+
+TextModelOptions text_model_options(const TextEncoderOptions& options) {
+  TextModelOptions out;
+  out.engine.device = options.device;
+  out.engine.path = encoder_path_named(options.path);
+  if (options.dtype != "auto") {
+    out.engine.compute = dtype_from_name(options.dtype);
+    if (!out.engine.compute)
+      fail_usage("TextEncoderOptions::dtype is \"{}\": expected auto, f32 or bf16", options.dtype);
+  }
+  out.batch_size = options.batch_size;
+  return out;
+}
+
+}  // namespace
+
+struct TextEncoder::Impl {
+  Impl(const std::string& model, const TextEncoderOptions& options)
+      : embedder(open(model, options.revision, options.threads), embedding_options(options),
+                 text_model_options(options)) {}
+
+  TextEmbedder embedder;
+};
+
+TextEncoder::TextEncoder(const std::string& model, const TextEncoderOptions& options)
+    : impl_(std::make_unique<Impl>(model, options)) {}
+TextEncoder::TextEncoder(TextEncoder&&) noexcept = default;
+TextEncoder& TextEncoder::operator=(TextEncoder&&) noexcept = default;
+TextEncoder::~TextEncoder() = default;
+
+std::vector<std::vector<float>> TextEncoder::encode(std::span<const std::string> texts) {
+  const Embeddings embeddings = impl_->embedder.embed(texts);
+  const auto width = static_cast<std::ptrdiff_t>(dimension());
+  std::vector<std::vector<float>> out;
+  out.reserve(texts.size());
+  for (auto at = embeddings.values.begin(); at != embeddings.values.end(); at += width)
+    out.emplace_back(at, at + width);
+  return out;
+}
+
+std::size_t TextEncoder::dimension() const { return impl_->embedder.dimension(); }
+std::size_t TextEncoder::max_length() const { return impl_->embedder.settings().max_length; }
 
 std::string version() { return NIBBLE_VERSION; }
 

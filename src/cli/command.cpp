@@ -25,6 +25,26 @@ std::vector<Command>& registry() {
   return all;
 }
 
+// CLI11 takes a word between brackets, such as [MASK], for a list, and drops the brackets. No option here is such a
+// list: these words get an end that nobody can type, which is taken off before their values are used.
+constexpr char kEndOfWord = '\0';
+
+void keep_brackets(std::vector<std::string>& words) {
+  for (std::string& word : words) {
+    if (word.ends_with(']') && word.find('[') != std::string::npos) word += kEndOfWord;
+  }
+}
+
+void take_off_ends(CLI::App& app) {
+  const CLI::Validator take_off(
+      [](std::string& word) {
+        if (word.ends_with(kEndOfWord)) word.pop_back();
+        return std::string();
+      },
+      "");
+  for (CLI::Option* option : app.get_options()) option->transform(take_off);
+}
+
 }  // namespace
 
 CommandRegistration::CommandRegistration(Command command) {
@@ -70,7 +90,9 @@ int run_cli(int argc, const char* const* argv) {
     }
     CLI::App* sub = parent->add_subcommand(name, command.summary);
     sub->fallthrough();
-    sub->final_callback([run = command.setup(*sub), &chosen] { chosen = run; });
+    const std::function<int()> run = command.setup(*sub);
+    take_off_ends(*sub);
+    sub->final_callback([run, &chosen] { chosen = run; });
   }
 
   // `benchmark_gptq ...` is `nibble bench gptq --classic ...`: optimum's script by its own name, with its own table.
@@ -81,6 +103,7 @@ int run_cli(int argc, const char* const* argv) {
   if (program.starts_with(kScripts)) {
     words.insert(words.begin(), {"bench", std::string(program.substr(kScripts.size())), "--classic"});
   }
+  keep_brackets(words);
   std::reverse(words.begin(), words.end());  // CLI11 takes them last first
   try {
     app.parse(words);

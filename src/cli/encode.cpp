@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 
@@ -69,8 +70,10 @@ const CommandRegistration kRegistration(
        app.add_option("--pooling", a->pooling,
                       "auto (as modules.json says, else mean), mean, cls (the first token's state) or pooler")
            ->capture_default_str();
-       app.add_flag("--normalize,!--no-normalize", a->normalize,
-                    "bring embeddings to length 1, or not (default: as modules.json says, else to length 1)");
+       // An option that is not given must stay unset: then the folder decides.
+       app.add_flag_function(
+           "--normalize,!--no-normalize", [a](std::int64_t times) { a->normalize = times > 0; },
+           "bring embeddings to length 1, or not (default: as modules.json says, else to length 1)");
        app.add_option("--prefix", a->prefix, "put before each text (default: the folder's default prompt, if any)");
        app.add_option("--format", a->format, "jsonl, or npy: a float32 array of NumPy")->capture_default_str();
        app.add_option("--output", a->output, "a file to write (default: standard output)");

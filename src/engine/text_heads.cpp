@@ -40,7 +40,7 @@ Labels read_labels(const Checkpoint& checkpoint, HeadKind head, std::int64_t col
   const auto names = config.object("id2label");
   for (std::int64_t i = 0; i < columns; ++i) {
     const std::string key = std::to_string(i);
-    labels.names.push_back(names && names->has(key) ? names->text(key) : "LABEL_" + key);
+    labels.names.push_back(names && names->has(key) ? names->text(key) : fmt::format("LABEL_{}", i));
   }
   // A token has one label.
   if (head == HeadKind::sequence_class) labels.kind = read_kind(config, columns);
