@@ -6,6 +6,8 @@ find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(dnnl REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(Eigen3 REQUIRED NO_MODULE)
+find_package(JPEG REQUIRED)
+find_package(PNG REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
@@ -16,6 +18,7 @@ set(NIBBLE_LIBS_core PUBLIC fmt::fmt PRIVATE spdlog::spdlog_header_only OpenMP::
 set(NIBBLE_LIBS_formats
   PUBLIC nlohmann_json::nlohmann_json
   PRIVATE PkgConfig::PCRE2 PkgConfig::UTF8PROC PkgConfig::XXHASH)
+set(NIBBLE_LIBS_inputs PRIVATE JPEG::JPEG PNG::PNG)
 set(NIBBLE_LIBS_kernels PRIVATE DNNL::dnnl)
 set(NIBBLE_LIBS_ops PRIVATE DNNL::dnnl)
 set(NIBBLE_LIBS_report PRIVATE nlohmann_json::nlohmann_json)

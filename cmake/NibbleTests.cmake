@@ -5,7 +5,7 @@ include(GoogleTest)
 # Stands in for the driver's management library, which is looked for at run time.
 add_library(fake_nvml MODULE ${CMAKE_SOURCE_DIR}/tests/support/fake_nvml.cpp)
 
-foreach(module core formats kernels ops models engine quant bench report cli)
+foreach(module core formats inputs kernels ops models engine quant bench report cli)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${module}/*.cpp)
   if(NOT sources)
     continue()
