@@ -37,6 +37,7 @@ std::string commands_for(HeadKind head) {
     case HeadKind::question_answer:
       return "nibble classify and nibble encode";
     case HeadKind::pooler:
+    case HeadKind::projection:
     case HeadKind::none:
       break;
   }

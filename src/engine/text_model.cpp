@@ -32,6 +32,8 @@ std::string_view name_of(HeadKind head) {
   switch (head) {
     case HeadKind::pooler:
       return "a pooler";
+    case HeadKind::projection:
+      return "a projection";
     case HeadKind::masked_lm:
       return "a head for masked tokens";
     case HeadKind::sequence_class:
