@@ -108,6 +108,7 @@ class Case {
  private:
   static Batch sequences(const std::vector<std::int32_t>& lengths) {
     std::vector<Batch::Sequence> list;
+    list.reserve(lengths.size());
     for (std::size_t s = 0; s < lengths.size(); ++s) list.push_back({static_cast<std::int32_t>(s), 0, lengths[s]});
     return Batch(list);
   }

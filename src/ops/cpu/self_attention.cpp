@@ -18,9 +18,11 @@
 namespace nibble::cpu {
 namespace {
 
-// Queries of a tile: a multiple of 12 and 16, the heights of the products' tiles.
+// Queries of a tile: a multiple of 12 and 16, the heights of the products' tiles. 24 and 96 take the same time within
+// 3% (head_dim 32 and 64, 128 and 512 rows).
 constexpr std::int64_t kRows = 48;
-// Keys that are softened together; what longer sequences summed before is rescaled. A multiple of kPanel.
+// Keys that are softened together, a multiple of kPanel; what longer sequences summed before is rescaled. The scores of
+// a tile, 99 KiB then, stay in a second-level cache.
 constexpr std::int64_t kKeys = 512;
 // Floats from row to row of scores: a line more than the keys, as rows a power of two apart would share a few sets of a
 // cache.
