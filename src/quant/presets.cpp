@@ -34,15 +34,42 @@ constexpr Preset kPresets[] = {
     {"mistral-7b", "mistral", "MistralForCausalLM", 4096, 14336, 32, 32, 8, 32000, 32768, 1e4, 1e-5, false, 1, 2, 4096},
 };
 
+/// Encoders: BERT's of text, and the vision transformer of the same size.
+nlohmann::ordered_json encoder_preset(std::string_view name) {
+  nlohmann::ordered_json config;
+  if (name == "bert-base") {
+    config = {{"architectures", {"BertModel"}}, {"model_type", "bert"}, {"vocab_size", 30522},
+              {"max_position_embeddings", 512}, {"type_vocab_size", 2}, {"pad_token_id", 0}};
+  } else if (name == "vit-base") {
+    config = {{"architectures", {"ViTModel"}},
+              {"model_type", "vit"},
+              {"image_size", 224},
+              {"patch_size", 16},
+              {"num_channels", 3},
+              {"qkv_bias", true}};
+  } else {
+    return config;
+  }
+  config.update({{"hidden_act", "gelu"},
+                 {"hidden_size", 768},
+                 {"intermediate_size", 3072},
+                 {"num_hidden_layers", 12},
+                 {"num_attention_heads", 12},
+                 {"layer_norm_eps", 1e-12}});
+  return config;
+}
+
 }  // namespace
 
 std::vector<std::string_view> preset_names() {
   std::vector<std::string_view> names;
   for (const Preset& preset : kPresets) names.push_back(preset.name);
+  names.insert(names.end(), {"bert-base", "vit-base"});
   return names;
 }
 
 nlohmann::ordered_json preset_config(std::string_view name) {
+  if (nlohmann::ordered_json encoder = encoder_preset(name); !encoder.empty()) return encoder;
   const auto* const found =
       std::find_if(std::begin(kPresets), std::end(kPresets), [&](const Preset& p) { return p.name == name; });
   if (found == std::end(kPresets))

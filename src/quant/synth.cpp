@@ -134,28 +134,41 @@ class Synthesiser {
     };
     for (const Node& node : program_.nodes) {
       if (const auto* embed = std::get_if<EmbedNode>(&node.op)) {
-        plain(embed->table, {program_.vocab, program_.hidden}, 0, 1 / std::sqrt(static_cast<double>(program_.hidden)));
+        const std::int64_t width = columns(embed->y);
+        const double deviation = 1 / std::sqrt(static_cast<double>(width));
+        plain(embed->table, {program_.vocab, width}, 0, deviation);
+        plain(embed->positions, {program_.max_positions + embed->position_offset, width}, 0, deviation);
+        plain(embed->types, {program_.types, width}, 0, deviation);
+      } else if (const auto* place = std::get_if<PlaceNode>(&node.op)) {
+        const std::int64_t width = columns(place->y);
+        const double deviation = 1 / std::sqrt(static_cast<double>(width));
+        for (const std::string& name : place->leading) plain(name, {1, 1, width}, 0, deviation);
+        plain(place->positions, {1, program_.max_positions, width}, 0, deviation);
+      } else if (const auto* attention = std::get_if<SelfAttentionNode>(&node.op)) {
+        plain(attention->bias, {attention->bias_buckets, attention->heads}, 0, 0.5);
       } else if (const auto* norm = std::get_if<NormNode>(&node.op)) {
-        const std::int64_t width = program_.buffers[static_cast<std::size_t>(norm->x)].columns / norm->groups;
+        const std::int64_t width = columns(norm->x) / norm->groups;
         plain(norm->weight, {width}, 1, 0.1);
         plain(norm->bias, {width}, 0, 0.02);
-      } else if (const auto* linear = std::get_if<LinearNode>(&node.op);
-                 linear != nullptr && linear->tied_weight.empty()) {
+      } else if (const auto* linear = std::get_if<LinearNode>(&node.op)) {
         for (std::size_t i = 0; i < linear->parts.size(); ++i) {
           const LinearDesc& part = linear->parts[i];
           const double deviation =
               1 / std::sqrt(static_cast<double>(part.in_features) *
                             (adds_to_stream(*linear, i) ? 2.0 * static_cast<double>(program_.layers) : 1.0));
-          if (options_.gptq && linear->in_block) {
-            visit(Quantised{part, linear->parts[0].name, deviation});
-          } else {
-            plain(part.name + ".weight", {part.out_features, part.in_features}, 0, deviation);
+          if (options_.gptq && linear->in_block && linear->stored.empty()) {
+            if (seen.insert(part.name).second) visit(Quantised{part, linear->parts[0].name, deviation});
+          } else if (linear->tied_weight.empty()) {
+            const Shape shape = linear->stored.empty() ? Shape{part.out_features, part.in_features} : linear->stored;
+            plain(part.name + ".weight", shape, 0, deviation);
           }
-          if (part.bias) plain(part.name + ".bias", {part.out_features}, 0, 0.02);
+          if (part.bias) plain(linear->bias.empty() ? part.name + ".bias" : linear->bias, {part.out_features}, 0, 0.02);
         }
       }
     }
   }
+
+  std::int64_t columns(BufferId id) const { return program_.buffers[static_cast<std::size_t>(id)].columns; }
 
   /// Whether a block adds this part's output to the hidden state.
   bool adds_to_stream(const LinearNode& linear, std::size_t part) const {

@@ -1,6 +1,7 @@
 #include "quant/synth.h"
 
 #include "core/thread_pool.h"
+#include "engine/encoder.h"
 #include "formats/gptq_tensors.h"
 #include "model_folders.h"
 #include "models/family.h"
@@ -52,9 +53,69 @@ void expect_sane_logits(const fs::path& folder) {
   EXPECT_LT(m.deviation, 5.0) << folder;
 }
 
-TEST(SynthTest, EveryFamilyLoadsAndGivesSaneLogits) {
+// Every key that some encoder's config has; families leave alone what they do not know.
+nlohmann::ordered_json small_encoder(const std::string& model_type) {
+  nlohmann::ordered_json config = {{"model_type", model_type},
+                                   {"hidden_size", 48},
+                                   {"intermediate_size", 96},
+                                   {"num_hidden_layers", 2},
+                                   {"num_attention_heads", 3},
+                                   {"num_key_value_heads", 3},
+                                   {"max_position_embeddings", 40},
+                                   {"vocab_size", 128},
+                                   {"embedding_size", 32},
+                                   {"pad_token_id", 1},
+                                   {"eos_token_id", 2},
+                                   {"hidden_act", "gelu"},
+                                   {"image_size", 24},
+                                   {"patch_size", 8},
+                                   {"num_channels", 3},
+                                   {"projection_dim", 16}};
+  config.update({{"dim", 48}, {"hidden_dim", 96}, {"n_layers", 2}, {"n_heads", 3}});
+  return config;
+}
+
+void expect_sane_hidden_states(const fs::path& folder) {
+  EncoderEngine engine(std::make_shared<const Checkpoint>(folder), {.compute = DType::f32});
+  EncoderResult result;
+  if (engine.program().image) {
+    const std::vector<float> pixels(std::size_t{2} * 3 * 24 * 24, 0.5F);
+    engine.forward(ImageBatch{2, 3, 24, 24, pixels}, {}, result);
+  } else {
+    const auto rows = test::random_sequences(1, 24, 128, 4);
+    const std::vector<std::int32_t> lengths = {24};
+    engine.forward(EncoderBatch{1, 24, rows[0], lengths, {}}, {}, result);
+  }
+  const Moments m = moments(result.hidden);
+  EXPECT_GT(m.deviation, 0.2) << folder;
+  EXPECT_LT(m.deviation, 5.0) << folder;
+}
+
+TEST(SynthTest, EveryEncoderLoadsAndGivesSaneHiddenStates) {
+  const TempFolder folder;
+  int encoders = 0;
+  for (const std::string& family : known_families()) {
+    // Two models of one checkpoint have a config around theirs.
+    if (family.find('/') != std::string::npos) continue;
+    if (!program_from_config(nlohmann::json::parse(small_encoder(family).dump())).encoder) continue;
+    ++encoders;
+    const fs::path out = folder.path() / family;
+    synthesise(small_encoder(family), out, SynthOptions{});
+    expect_sane_hidden_states(out);
+    SynthOptions quantised;
+    quantised.gptq = LinearQuant{4, 32, true, true};
+    quantised.overwrite = true;
+    synthesise(small_encoder(family), out, quantised);
+    expect_sane_hidden_states(out);
+  }
+  EXPECT_GE(encoders, 10);
+}
+
+TEST(SynthTest, EveryDecoderLoadsAndGivesSaneLogits) {
   const TempFolder folder;
   for (const std::string& family : known_families()) {
+    if (family.find('/') != std::string::npos) continue;
+    if (program_from_config(nlohmann::json::parse(small_encoder(family).dump())).encoder) continue;
     const fs::path out = folder.path() / family;
     synthesise(small_config(family.c_str()), out, SynthOptions{});
     expect_sane_logits(out);
@@ -140,6 +201,7 @@ TEST(SynthTest, PresetsAreRunnableConfigs) {
     auto config = preset_config(name);
     const Program program = program_from_config(nlohmann::json::parse(config.dump()));
     EXPECT_EQ(program.hidden, config["hidden_size"]);
+    if (program.encoder) continue;
     // The same model with fewer and narrower blocks.
     config["num_hidden_layers"] = 1;
     config["hidden_size"] = 64;
