@@ -32,7 +32,8 @@ struct Mask {
 
 class MaskFiller {
  public:
-  MaskFiller(const Arguments& arguments, const std::shared_ptr<const Checkpoint>& checkpoint, TextModelOptions options)
+  MaskFiller(const Arguments& arguments, const std::shared_ptr<const Checkpoint>& checkpoint,
+             const TextModelOptions& options)
       : arguments_(arguments), model_(checkpoint, options) {
     const std::optional<std::int32_t> mask = model_.tokenizer().special().mask;
     if (!mask) {

@@ -114,7 +114,8 @@ void pool(Pooling pooling, const TextRows& rows, std::span<float> out) {
   for (std::size_t i = 0; i < rows.hidden.size(); i += out.size()) {
     for (std::size_t c = 0; c < out.size(); ++c) sums[c] += static_cast<double>(rows.hidden[i + c]);
   }
-  const auto tokens = static_cast<double>(rows.hidden.size() / out.size());
+  const std::size_t rows_of_text = rows.hidden.size() / out.size();
+  const auto tokens = static_cast<double>(rows_of_text);
   for (std::size_t c = 0; c < out.size(); ++c) out[c] = static_cast<float>(sums[c] / tokens);
 }
 
