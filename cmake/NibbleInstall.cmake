@@ -25,8 +25,10 @@ install(FILES cmake/nibble-config.cmake ${CMAKE_BINARY_DIR}/nibble-config-versio
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
 if(TARGET nibble)
   install(TARGETS nibble RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-  set(link "\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_BINDIR}/benchmark_gptq")
-  install(CODE "file(CREATE_LINK nibble \"${link}\" SYMBOLIC)")
+  foreach(script benchmark_gptq benchmark_bettertransformer benchmark_bettertransformer_vit)
+    set(link "\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_BINDIR}/${script}")
+    install(CODE "file(CREATE_LINK nibble \"${link}\" SYMBOLIC)")
+  endforeach()
 endif()
 
 # The examples are built with everything else, so that they cannot go stale.

@@ -8,9 +8,10 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/src/cli/main.cpp)
   if(NIBBLE_WITH_CUDA)
     add_dependencies(nibble nibble_cuda)
   endif()
-  add_custom_command(TARGET nibble POST_BUILD
-    COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_gptq
-    COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/benchmark_bettertransformer)
+  foreach(script benchmark_gptq benchmark_bettertransformer benchmark_bettertransformer_vit)
+    add_custom_command(TARGET nibble POST_BUILD
+      COMMAND ${CMAKE_COMMAND} -E create_symlink nibble ${CMAKE_BINARY_DIR}/bin/${script})
+  endforeach()
 endif()
 
 # Times each kernel by itself; `ninja bench_kernels_micro` builds it.

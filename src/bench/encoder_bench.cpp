@@ -127,14 +127,55 @@ std::vector<std::int32_t> LengthsFile::draw(std::int64_t batch, std::int64_t len
   return out;
 }
 
+EncoderCell image_cell(const EncoderEngine& engine, std::int64_t images) {
+  const auto rows = static_cast<std::int32_t>(engine.program().max_positions);
+  return {images, rows, 0, std::vector<std::int32_t>(static_cast<std::size_t>(images), rows)};
+}
+
+struct BenchBatch;
+
 struct EncoderBench::Impl {
   EncoderBenchOptions options;
   std::unique_ptr<EncoderEngine> eager, fast;
   std::int32_t padding_id = 0;
 
+  bool images() const { return fast->program().image.has_value(); }
   std::vector<std::int32_t> ids(const EncoderCell& cell) const;
-  EncoderPathResult warm_up(EncoderEngine& engine, const EncoderBatch& batch, EncoderResult& result) const;
+  std::vector<float> pixels(const EncoderCell& cell) const;
+  EncoderPathResult warm_up(EncoderEngine& engine, const BenchBatch& batch, EncoderResult& result) const;
 };
+
+// A cell's batch: of tokens, or of images.
+struct BenchBatch {
+  BenchBatch(const EncoderBench::Impl& bench, const EncoderCell& cell)
+      : ids(bench.images() ? std::vector<std::int32_t>() : bench.ids(cell)),
+        pixels(bench.images() ? bench.pixels(cell) : std::vector<float>()),
+        tokens{cell.batch, cell.length, ids, cell.lengths, {}} {
+    if (const auto& shape = bench.fast->program().image)
+      images = {cell.batch, shape->channels, shape->size, shape->size, pixels};
+  }
+
+  void forward(EncoderEngine& engine, EncoderResult& result) const {
+    if (engine.program().image) {
+      engine.forward(images, {}, result);
+    } else {
+      engine.forward(tokens, {}, result);
+    }
+  }
+
+  std::vector<std::int32_t> ids;
+  std::vector<float> pixels;
+  EncoderBatch tokens;  // of images: its lengths only
+  ImageBatch images;
+};
+
+std::vector<float> EncoderBench::Impl::pixels(const EncoderCell& cell) const {
+  const ImageShape& shape = *fast->program().image;
+  std::vector<float> out(static_cast<std::size_t>(cell.batch * shape.channels * shape.size * shape.size));
+  Random random(options.seed);
+  for (float& value : out) value = random.normal();
+  return out;
+}
 
 // Random tokens in [1, vocabulary - 2], as optimum's benchmark has them; padding behind each sequence's end.
 std::vector<std::int32_t> EncoderBench::Impl::ids(const EncoderCell& cell) const {
@@ -152,14 +193,14 @@ std::vector<std::int32_t> EncoderBench::Impl::ids(const EncoderCell& cell) const
   return out;
 }
 
-EncoderPathResult EncoderBench::Impl::warm_up(EncoderEngine& engine, const EncoderBatch& batch,
+EncoderPathResult EncoderBench::Impl::warm_up(EncoderEngine& engine, const BenchBatch& batch,
                                               EncoderResult& result) const {
   EncoderPathResult out;
   // What the last batch took is given back first, so that what this one takes shows.
   engine.release();
   const std::size_t before = resident_memory().anonymous;
   MemoryWatch watch;
-  engine.forward(batch, {}, result);
+  batch.forward(engine, result);
   watch.stop();
   const std::size_t peak = watch.peak().anonymous;
   out.peak_memory = engine.plan().weights + (peak > before ? peak - before : 0);
@@ -191,14 +232,13 @@ EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function
   Impl& m = *impl_;
   EncoderCellResult out;
   try {
-    const std::vector<std::int32_t> ids = m.ids(cell);
-    const EncoderBatch batch{cell.batch, cell.length, ids, cell.lengths, {}};
+    const BenchBatch batch(m, cell);
     out.cost = m.fast->cost(cell.lengths);
     EncoderResult of_fast, of_eager;
     out.fast = m.warm_up(*m.fast, batch, of_fast);
     if (m.eager) {
       out.eager = m.warm_up(*m.eager, batch, of_eager);
-      out.difference = largest_difference(batch, of_fast.hidden, of_eager.hidden);
+      out.difference = largest_difference(batch.tokens, of_fast.hidden, of_eager.hidden);
       const double bound = agreement_bound(m.fast->compute());
       // Written so that a NaN fails.
       if (!(out.difference <= bound)) {
@@ -214,7 +254,7 @@ EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function
       const auto time = [&](EncoderEngine* engine, EncoderPathResult& to, EncoderResult& result) {
         if (engine == nullptr) return;
         const Clock::time_point start = Clock::now();
-        engine->forward(batch, {}, result);
+        batch.forward(*engine, result);
         to.seconds.push_back(seconds_since(start));
         spent += to.seconds.back();
       };
@@ -231,8 +271,8 @@ EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function
 }
 
 std::vector<NodeTime> EncoderBench::profile(const EncoderCell& cell) {
-  const std::vector<std::int32_t> ids = impl_->ids(cell);
-  return impl_->fast->profile({cell.batch, cell.length, ids, cell.lengths, {}});
+  const BenchBatch batch(*impl_, cell);
+  return impl_->images() ? impl_->fast->profile(batch.images) : impl_->fast->profile(batch.tokens);
 }
 
 std::string profile_text(const std::vector<NodeTime>& times) {

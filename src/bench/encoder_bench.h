@@ -17,7 +17,8 @@
 
 namespace nibble {
 
-/// One batch to measure. Both paths get the same one.
+/// One batch to measure. Both paths get the same one. A model of images takes `batch` random ones; their rows are the
+/// lengths.
 struct EncoderCell {
   std::int64_t batch = 1;
   std::int64_t length = 1;            // columns of the padded batch
@@ -33,6 +34,9 @@ struct EncoderCell {
 /// numbers and to [1, length]. All are `length` where padding is 0. The same for the same arguments everywhere.
 std::vector<std::int32_t> draw_lengths(std::int64_t batch, std::int64_t length, double padding, double stddev,
                                        std::uint64_t seed);
+
+/// The cell of a model of images.
+EncoderCell image_cell(const EncoderEngine& engine, std::int64_t images);
 
 /// A file of lengths. Either of given batches: the line "batch_size,seqlen,padding,lengths", then a line each, the
 /// lengths separated by spaces; or of real texts: one length a line, of which a batch draws its own.
@@ -87,6 +91,7 @@ class EncoderBench {
   std::vector<NodeTime> profile(const EncoderCell& cell);
 
  private:
+  friend struct BenchBatch;
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

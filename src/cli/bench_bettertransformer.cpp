@@ -13,6 +13,7 @@
 #include "core/thread_pool.h"
 #include "engine/configuration.h"
 #include "formats/hub_cache.h"
+#include "models/family.h"
 #include "report/row_file.h"
 
 #include <fmt/ranges.h>
@@ -32,6 +33,7 @@ const std::vector<std::int64_t> kPageBatches = {8, 16, 64};
 const std::vector<std::int64_t> kPageLengths = {64, 128, 256};
 const std::vector<std::int64_t> kScriptBatches = {1, 2, 4};
 const std::vector<std::int64_t> kScriptLengths = {64, 128};
+const std::vector<std::int64_t> kScriptImages = {2, 4, 8, 16, 32};
 const std::vector<double> kPaddings = {0, 0.1, 0.2, 0.5, 0.75};
 // --short: a cell's time settles within some rounds, and 45 cells of a small model fit in some minutes on two cores.
 constexpr double kShortSeconds = 1.5;
@@ -66,7 +68,7 @@ struct Options {
   std::string format = "markdown";
   std::string out_folder;
   bool overwrite = false;
-  bool batches_given = false;
+  bool batch_given = false;
   bool seconds_given = false;
 
   void add_to(CLI::App& app);
@@ -78,11 +80,10 @@ void Options::add_to(CLI::App& app) {
   const auto list = [&app](const std::string& name, auto& value, const std::string& help) {
     return app.add_option(name, value, help)->delimiter(',')->take_all();
   };
-  app.add_option_function<std::int64_t>(
-         "--num-batches", [this](std::int64_t v) { num_batches = v, batches_given = true; },
-         "timed forward passes of each path (50)")
-      ->check(CLI::PositiveNumber);
-  list("--batch-size", batch_size, "sequences at a time, a list (64)")->check(CLI::PositiveNumber);
+  app.add_option("--num-batches", num_batches, "timed forward passes of each path (50)")->check(CLI::PositiveNumber);
+  list("--batch-size", batch_size, "sequences, or images, at a time, a list (64)")
+      ->check(CLI::PositiveNumber)
+      ->each([this](const std::string&) { batch_given = true; });
   list("--seqlen,--max-seqlen", length, "tokens that the longest sequence has room for, a list (256)")
       ->check(CLI::PositiveNumber);
   app.add_option("--model,--model-name", model, "folder or hub id of an encoder")->required();
@@ -95,7 +96,7 @@ void Options::add_to(CLI::App& app) {
                  "batch_size,seqlen,padding,lengths and one each");
   app.add_flag("--sweep", sweep,
                "batch sizes 8,16,64 and lengths 64,128,256 (benchmark_bettertransformer: 1,2,4 and "
-               "64,128)");
+               "64,128); of images batch sizes 2,4,8,16,32");
   app.add_flag("--use-cuda", use_cuda, "run on a GPU");
   app.add_flag("--use-half", use_half, "compute in bf16 on the CPU");
   app.add_flag("--use-mask", use_mask, "say where padding is even for a single sequence (always done here)");
@@ -148,12 +149,15 @@ class Bench {
   explicit Bench(Options options) : o_(std::move(options)), started_(utc_now()) {
     o_.check();
     if (o_.shortened && !o_.seconds_given) o_.seconds = kShortSeconds;
-    if (o_.sweep) {
-      o_.batch_size = o_.classic ? kScriptBatches : kPageBatches;
-      o_.length = o_.classic ? kScriptLengths : kPageLengths;
-    }
     if (o_.use_half && o_.dtype.empty()) o_.dtype = {"bf16"};
     checkpoint_ = std::make_shared<const Checkpoint>(resolve_model(o_.model, o_.revision));
+    images_ = program_from_checkpoint(*checkpoint_).image.has_value();
+    if (images_ && !o_.lengths_file.empty()) fail_usage("--lengths-file: {} is a model of images", o_.model);
+    // The script for images has no other way.
+    if (o_.sweep || (images_ && o_.classic && !o_.batch_given)) {
+      o_.batch_size = images_ ? kScriptImages : o_.classic ? kScriptBatches : kPageBatches;
+      o_.length = o_.classic ? kScriptLengths : kPageLengths;
+    }
     open_files();
   }
 
@@ -171,7 +175,12 @@ class Bench {
       benches.push_back(std::make_unique<EncoderBench>(checkpoint_, options));
     }
     rates_ = measure_gemm_rates(const_cast<EncoderEngine&>(benches.front()->fast()).device());
-    const std::vector<EncoderCell> all = cells(benches.front()->fast().max_length());
+    std::vector<EncoderCell> all;
+    if (images_) {
+      for (const std::int64_t batch : o_.batch_size) all.push_back(image_cell(benches.front()->fast(), batch));
+    } else {
+      all = cells(benches.front()->fast().max_length());
+    }
     Progress progress("benchmark", static_cast<std::int64_t>(all.size() * benches.size()) * kSteps);
     std::int64_t done = 0;
     for (const EncoderCell& cell : all) {
@@ -197,8 +206,7 @@ class Bench {
   static constexpr std::int64_t kSteps = 100;  // of progress, a cell
 
   void open_files() {
-    if (o_.classic)
-      classic_.emplace(classic_encoder_csv_name(o_.model), csv_header(classic_encoder_columns()), o_.overwrite);
+    if (o_.classic) classic_.emplace(classic_encoder_csv_name(o_.model), csv_header(classic_columns()), o_.overwrite);
     if (o_.out_folder.empty()) return;
     std::error_code error;
     std::filesystem::create_directories(o_.out_folder, error);
@@ -206,6 +214,11 @@ class Bench {
     const std::filesystem::path folder = o_.out_folder;
     csv_.emplace(folder / "rows.csv", csv_header(encoder_columns()), o_.overwrite);
     jsonl_.emplace(folder / "rows.jsonl", "", o_.overwrite);
+  }
+
+  std::vector<Column> classic_columns() const { return images_ ? classic_image_columns() : classic_encoder_columns(); }
+  std::vector<Cell> classic_row(const EncoderRow& row) const {
+    return images_ ? classic_image_row(row) : classic_encoder_row(row);
   }
 
   std::vector<std::optional<DType>> types() const {
@@ -263,7 +276,9 @@ class Bench {
     row.isa = info.isa;
     row.threads = ThreadPool::instance().threads();
     row.dtype = std::string(name_of(bench.fast().compute()));
-    row.distribution = o_.lengths_file.empty() ? fmt::format("normal, stddev {}", o_.stddev) : o_.lengths_file;
+    row.distribution = images_                   ? "images"
+                       : o_.lengths_file.empty() ? fmt::format("normal, stddev {}", o_.stddev)
+                                                 : o_.lengths_file;
     row.gemm_rate = rates_.of(row.dtype);
     row.started = started_;
     if (!result.error.empty()) {
@@ -271,8 +286,7 @@ class Bench {
       log_warn(fmt::format("batch {}, length {}, padding {}: {}", cell.batch, cell.length, cell.padding, result.error));
     }
     // optimum's file has no place for a row without figures.
-    if (classic_ && result.error.empty())
-      classic_->append(csv_row(classic_encoder_columns(), classic_encoder_row(row)));
+    if (classic_ && result.error.empty()) classic_->append(csv_row(classic_columns(), classic_row(row)));
     if (csv_) csv_->append(csv_row(encoder_columns(), encoder_row(row)));
     if (jsonl_) jsonl_->append(json_row(encoder_columns(), encoder_row(row)));
     rows_.push_back(std::move(row));
@@ -292,8 +306,8 @@ class Bench {
       write_text_file(std::filesystem::path(o_.out_folder) / "table.md", to_markdown(readable));
     const TableFormat format = table_format_from_name(o_.format);
     Table all;
-    all.columns = o_.classic ? classic_encoder_columns() : encoder_columns();
-    for (const EncoderRow& row : rows_) all.rows.push_back(o_.classic ? classic_encoder_row(row) : encoder_row(row));
+    all.columns = o_.classic ? classic_columns() : encoder_columns();
+    for (const EncoderRow& row : rows_) all.rows.push_back(o_.classic ? classic_row(row) : encoder_row(row));
     fmt::print("{}", format == TableFormat::markdown && !o_.classic ? to_markdown(readable) : render(all, format));
     const int signal = InterruptGuard::signal();
     if (signal != 0) {
@@ -306,6 +320,7 @@ class Bench {
   Options o_;
   std::string started_;
   std::shared_ptr<const Checkpoint> checkpoint_;
+  bool images_ = false;
   std::optional<RowFile> classic_, csv_, jsonl_;
   GemmRates rates_;
   std::vector<EncoderRow> rows_;

@@ -101,7 +101,11 @@ int run_cli(int argc, const char* const* argv) {
   const std::string_view program = path.substr(path.rfind('/') + 1);
   constexpr std::string_view kScripts = "benchmark_";
   if (program.starts_with(kScripts)) {
-    words.insert(words.begin(), {"bench", std::string(program.substr(kScripts.size())), "--classic"});
+    std::string_view bench = program.substr(kScripts.size());
+    // The script for images is the same benchmark.
+    constexpr std::string_view kImages = "_vit";
+    if (bench.ends_with(kImages)) bench.remove_suffix(kImages.size());
+    words.insert(words.begin(), {"bench", std::string(bench), "--classic"});
   }
   keep_brackets(words);
   std::reverse(words.begin(), words.end());  // CLI11 takes them last first

@@ -43,6 +43,19 @@ std::vector<Field> classic_fields(const EncoderRow& row) {
   };
 }
 
+std::vector<Field> classic_image_fields(const EncoderRow& row) {
+  const Statistics eager = statistics_of(row.result.eager.seconds);
+  const Statistics fast = statistics_of(row.result.fast.seconds);
+  const bool both = eager.count > 0 && fast.count > 0;
+  return {{{"num_batches", "num_batches"}, static_cast<std::int64_t>(fast.count)},
+          {{"batch_size", "batch_size"}, row.cell.batch},
+          {{"is_cuda", "is_cuda"}, row.device != "cpu"},
+          {{"is_half", "is_half"}, row.dtype != "f32"},
+          {{"hf_time", "HF_time", 6}, if_measured(eager.count > 0, eager.mean)},
+          {{"bt_time", "BT_time", 6}, if_measured(fast.count > 0, fast.mean)},
+          {{"speedup", "Speedup", 4}, if_measured(both, eager.mean / fast.mean)}};
+}
+
 std::vector<Field> fields(const EncoderRow& row) {
   const Statistics eager = statistics_of(row.result.eager.seconds);
   const Statistics fast = statistics_of(row.result.fast.seconds);
@@ -122,6 +135,9 @@ constexpr std::array<Shown, 14> kShown = {{{"batch_size", true},
 
 std::vector<Column> classic_encoder_columns() { return columns_of(classic_fields(EncoderRow{})); }
 std::vector<Cell> classic_encoder_row(const EncoderRow& row) { return cells_of(classic_fields(row)); }
+
+std::vector<Column> classic_image_columns() { return columns_of(classic_image_fields(EncoderRow{})); }
+std::vector<Cell> classic_image_row(const EncoderRow& row) { return cells_of(classic_image_fields(row)); }
 
 std::string classic_encoder_csv_name(std::string_view model) {
   std::string name(model);

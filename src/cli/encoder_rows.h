@@ -31,6 +31,10 @@ std::vector<Cell> classic_encoder_row(const EncoderRow& row);
 /// "log_{model with / as -}.csv"
 std::string classic_encoder_csv_name(std::string_view model);
 
+/// The CSV file of optimum's benchmark_bettertransformer_vit.py. Times are seconds a batch; the speed-up is a ratio.
+std::vector<Column> classic_image_columns();
+std::vector<Cell> classic_image_row(const EncoderRow& row);
+
 /// All that nibble knows of a row: optimum's columns first. docs/benchmark.md defines each.
 std::vector<Column> encoder_columns();
 std::vector<Cell> encoder_row(const EncoderRow& row);

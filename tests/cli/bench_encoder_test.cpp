@@ -54,6 +54,21 @@ TEST(BenchmarkBettertransformer, WritesWhatOptimumsScriptDoes) {
   EXPECT_EQ(rows[5].rfind("1,2,16,False,False,True,0.750,", 0), 0u) << rows[5];
 }
 
+TEST(BenchmarkBettertransformerVit, WritesWhatOptimumsScriptDoes) {
+  const test::TempFolder folder;
+  const std::string model = std::string(NIBBLE_TEST_DATA) + "/golden_encoders/vit";
+  const ProgramEnd end = test::run_program(
+      kScript + "_vit", {"--model-name", model, "--num-batches", "1", "--threads", "1"}, folder.path());
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  std::string name = model;
+  std::replace(name.begin(), name.end(), '/', '-');
+  const auto rows = lines_of(file_text(folder.path() / ("log_" + name + ".csv")));
+  ASSERT_EQ(rows.size(), 6u);  // batch sizes 2, 4, 8, 16, 32
+  EXPECT_EQ(rows[0], "num_batches, batch_size, is_cuda, is_half, HF_time, BT_time, Speedup");
+  EXPECT_EQ(rows[1].rfind("1,2,False,False,0.", 0), 0u) << rows[1];
+  EXPECT_EQ(rows[5].rfind("1,32,False,False,0.", 0), 0u) << rows[5];
+}
+
 TEST(BenchmarkBettertransformer, KeepsRowsAndPrintsEachFormat) {
   const test::TempFolder folder;
   const ProgramEnd end = test::run_program(
