@@ -127,6 +127,22 @@ std::vector<std::int32_t> LengthsFile::draw(std::int64_t batch, std::int64_t len
   return out;
 }
 
+std::vector<std::int32_t> random_ids(const Program& program, const EncoderCell& cell, std::uint64_t seed,
+                                     std::int32_t padding) {
+  if (program.vocab < 4) fail("the model's vocabulary of {} entries is too small for random tokens", program.vocab);
+  Random random(seed);
+  std::vector<std::int32_t> out(static_cast<std::size_t>(cell.batch * cell.length), padding);
+  for (std::int64_t s = 0; s < cell.batch; ++s) {
+    for (std::int64_t i = 0; i < cell.lengths[static_cast<std::size_t>(s)]; ++i) {
+      std::int32_t& id = out[static_cast<std::size_t>(s * cell.length + i)];
+      do {
+        id = 1 + static_cast<std::int32_t>(random.below(program.vocab - 2));
+      } while (id == padding);
+    }
+  }
+  return out;
+}
+
 EncoderCell image_cell(const EncoderEngine& engine, std::int64_t images) {
   const auto rows = static_cast<std::int32_t>(engine.program().max_positions);
   return {images, rows, 0, std::vector<std::int32_t>(static_cast<std::size_t>(images), rows)};
@@ -140,7 +156,6 @@ struct EncoderBench::Impl {
   std::int32_t padding_id = 0;
 
   bool images() const { return fast->program().image.has_value(); }
-  std::vector<std::int32_t> ids(const EncoderCell& cell) const;
   std::vector<float> pixels(const EncoderCell& cell) const;
   EncoderPathResult warm_up(EncoderEngine& engine, const BenchBatch& batch, EncoderResult& result) const;
 };
@@ -148,7 +163,8 @@ struct EncoderBench::Impl {
 // A cell's batch: of tokens, or of images.
 struct BenchBatch {
   BenchBatch(const EncoderBench::Impl& bench, const EncoderCell& cell)
-      : ids(bench.images() ? std::vector<std::int32_t>() : bench.ids(cell)),
+      : ids(bench.images() ? std::vector<std::int32_t>()
+                           : random_ids(bench.fast->program(), cell, bench.options.seed, bench.padding_id)),
         pixels(bench.images() ? bench.pixels(cell) : std::vector<float>()),
         tokens{cell.batch, cell.length, ids, cell.lengths, {}} {
     if (const auto& shape = bench.fast->program().image)
@@ -174,22 +190,6 @@ std::vector<float> EncoderBench::Impl::pixels(const EncoderCell& cell) const {
   std::vector<float> out(static_cast<std::size_t>(cell.batch * shape.channels * shape.size * shape.size));
   Random random(options.seed);
   for (float& value : out) value = random.normal();
-  return out;
-}
-
-// Random tokens in [1, vocabulary - 2], as optimum's benchmark has them; padding behind each sequence's end.
-std::vector<std::int32_t> EncoderBench::Impl::ids(const EncoderCell& cell) const {
-  Random random(options.seed);
-  std::vector<std::int32_t> out(static_cast<std::size_t>(cell.batch * cell.length), padding_id);
-  for (std::int64_t s = 0; s < cell.batch; ++s) {
-    for (std::int64_t i = 0; i < cell.lengths[static_cast<std::size_t>(s)]; ++i) {
-      std::int32_t& id = out[static_cast<std::size_t>(s * cell.length + i)];
-      // Not the padding token, which some families count positions by.
-      do {
-        id = 1 + static_cast<std::int32_t>(random.below(fast->program().vocab - 2));
-      } while (id == padding_id && fast->program().vocab > 3);
-    }
-  }
   return out;
 }
 

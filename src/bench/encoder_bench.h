@@ -35,6 +35,11 @@ struct EncoderCell {
 std::vector<std::int32_t> draw_lengths(std::int64_t batch, std::int64_t length, double padding, double stddev,
                                        std::uint64_t seed);
 
+/// Random tokens in [1, vocabulary - 2], as optimum's benchmark has them, [batch, length], `padding` behind each
+/// sequence's end and nowhere else: some families count positions by it.
+std::vector<std::int32_t> random_ids(const Program& program, const EncoderCell& cell, std::uint64_t seed,
+                                     std::int32_t padding);
+
 /// The cell of a model of images.
 EncoderCell image_cell(const EncoderEngine& engine, std::int64_t images);
 

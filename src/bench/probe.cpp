@@ -4,8 +4,10 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "engine/configuration.h"
+#include "engine/lowering.h"
 #include "formats/json.h"
 #include "kernels/registry.h"
+#include "models/family.h"
 
 #include <nlohmann/json.hpp>
 
@@ -71,12 +73,21 @@ std::vector<std::string> kernels_that_run(const std::string& folder, const std::
   if (!dtype.empty()) options.compute = dtype_from_name(dtype);
   const std::unique_ptr<Backend> backend = make_backend(options);
   const Checkpoint checkpoint(folder);
+  const bool encoder = is_encoder(folder);
   std::vector<std::string> out;
   for (const LinearKernel* kernel : kernels_for(backend->device().info().kind)) {
     if (!kernel->traits().in_all) continue;
     options.kernel = kernel->name();
     try {
-      configure_engine(checkpoint, options, *backend);
+      if (encoder) {
+        LoweringOptions lowering;
+        lowering.kernel = options.kernel;
+        lowering.compute = options.compute.value_or(DType::f32);
+        lowering.backend = backend->traits();
+        lower(program_from_checkpoint(checkpoint), backend->device(), lowering);
+      } else {
+        configure_engine(checkpoint, options, *backend);
+      }
       out.emplace_back(kernel->name());
     } catch (const Error& e) {
       log_info(fmt::format("--kernel all leaves out {}: {}", kernel->name(), e.what()));

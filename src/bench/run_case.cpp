@@ -1,21 +1,21 @@
 #include "bench/run_case.h"
 
+#include "bench/case_facts.h"
 #include "bench/open_device.h"
 #include "bench/perplexity.h"
+#include "bench/run_encoder_case.h"
 #include "bench/verify_model.h"
 #include "core/checked.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "engine/engine.h"
 #include "engine/generator.h"
-#include "formats/quant_config.h"
 #include "formats/tokenizer.h"
+#include "models/family.h"
 
 #include <algorithm>
 #include <chrono>
-#include <map>
 #include <random>
-#include <set>
 
 namespace nibble {
 namespace {
@@ -23,20 +23,12 @@ namespace {
 // A pass over a footprint takes some milliseconds: long enough to meet a quiet moment of the machine.
 constexpr double kBandwidthSeconds = 0.3;
 
-std::optional<DType> dtype_of(const std::string& name, const char* flag) {
-  if (name.empty()) return std::nullopt;
-  const std::optional<DType> dtype = dtype_from_name(name);
-  if (!dtype)
-    fail_usage("{} {}: there is no such type; expected f32, bf16, f16 or, for the KV cache, i8 or f8_e4m3", flag, name);
-  return dtype;
-}
-
 EngineOptions engine_options(const BenchCase& c) {
   EngineOptions options;
   options.device = c.device;
   options.kernel = c.kernel;
-  options.compute = dtype_of(c.dtype, "--dtype");
-  options.kv_dtype = dtype_of(c.kv_dtype, "--kv-dtype");
+  options.compute = dtype_option(c.dtype, "--dtype");
+  options.kv_dtype = dtype_option(c.kv_dtype, "--kv-dtype");
   options.prefill_chunk = c.prefill_chunk;
   options.fuse = c.fuse;
   if (c.speed) {
@@ -58,47 +50,6 @@ std::vector<std::vector<std::int32_t>> random_prompts(std::int64_t batch, std::i
       id = static_cast<std::int32_t>(1 + random() % static_cast<std::uint64_t>(vocab - 2));
   }
   return prompts;
-}
-
-std::optional<double> weights_cached(const Checkpoint& checkpoint) {
-  std::set<std::filesystem::path> files;
-  for (const std::string& name : checkpoint.names()) files.insert(checkpoint.file_of(name));
-  double cached = 0;
-  double total = 0;
-  for (const auto& file : files) {
-    const std::optional<double> share = cached_share(file);
-    if (!share) return std::nullopt;
-    const double size = static_cast<double>(std::filesystem::file_size(file));
-    cached += *share * size;
-    total += size;
-  }
-  return total > 0 ? std::optional(cached / total) : std::nullopt;
-}
-
-std::string kernels_of(const std::vector<SiteInfo>& sites) {
-  std::map<std::string, int> count;
-  for (const SiteInfo& site : sites) ++count[site.kernel];
-  std::vector<std::pair<std::string, int>> order(count.begin(), count.end());
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
-  std::string out;
-  for (const auto& [kernel, sites_of_it] : order)
-    out += fmt::format("{}{} x{}", out.empty() ? "" : ", ", kernel, sites_of_it);
-  return out;
-}
-
-QuantisationFacts facts_of(const Checkpoint& checkpoint, const std::vector<SiteInfo>& sites) {
-  QuantisationFacts facts;
-  const std::optional<QuantConfig> config = find_quant_config(checkpoint.folder());
-  if (!config) return facts;
-  facts.gptq = true;
-  facts.bits = config->linear.bits;
-  facts.group_size = config->linear.group_size;
-  // What the tensors say, not the configuration: desc_act may have left the order as it was.
-  for (const SiteInfo& site : sites) {
-    for (const LinearDesc& part : site.site.parts)
-      facts.act_order = facts.act_order || (part.gptq && part.gptq->act_order);
-  }
-  return facts;
 }
 
 /// What watches the process's memory until the warm-up is over, and the GPU from then on.
@@ -164,6 +115,7 @@ void measure_perplexity(Engine& engine, const BenchCase& c, const CaseProgress& 
 }  // namespace
 
 BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
+  if (is_encoder(c.folder)) return run_encoder_case(c, std::make_shared<const Checkpoint>(c.folder), progress);
   BenchResult out;
   EngineOptions options = engine_options(c);
   if (!c.perplexity_file.empty()) {

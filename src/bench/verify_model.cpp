@@ -33,12 +33,16 @@ std::string shape_of(const LoweredNode& node) {
 
 ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options, Backend& backend,
                                std::span<const std::int64_t> rows) {
+  return verify_nodes(checkpoint, configure_engine(checkpoint, options, backend).nodes, backend, rows);
+}
+
+ModelVerification verify_nodes(const Checkpoint& checkpoint, std::vector<LoweredNode> nodes, Backend& backend,
+                               std::span<const std::int64_t> rows) {
   const std::unique_ptr<Stream> stream = backend.device().make_stream();
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
-  EngineConfiguration configuration = configure_engine(checkpoint, options, backend);
   ModelVerification out;
   std::set<std::string> seen;
-  for (LoweredNode& node : configuration.nodes) {
+  for (LoweredNode& node : nodes) {
     if (node.linear() == nullptr || !seen.insert(shape_of(node)).second) continue;
     std::vector<LoadedLinear> loaded;
     const std::vector<LinearTensors> tensors = load_site(checkpoint, quant, *node.linear(), node.site, loaded);

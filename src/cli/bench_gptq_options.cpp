@@ -3,10 +3,12 @@
 #include "bench/child.h"
 #include "bench/perplexity.h"
 #include "bench/probe.h"
+#include "bench/run_encoder_case.h"
 #include "core/error.h"
 #include "formats/hub_cache.h"
 #include "formats/quant_config.h"
 #include "kernels/registry.h"
+#include "models/family.h"
 #include "ops/cuda_loader.h"
 
 #include <fmt/ranges.h>
@@ -48,7 +50,8 @@ void BenchGptqOptions::add_to(CLI::App& app) {
   add_list(app, "--new-tokens", new_tokens, "tokens generated, a list (256)")
       ->check(CLI::PositiveNumber)
       ->each([this](const std::string&) { new_tokens_given_ = true; });
-  app.add_option("--task", task, "text-generation");
+  app.add_option("--task", task,
+                 fmt::format("text-generation, or of encoders {} (by the model)", fmt::join(encoder_tasks(), ", ")));
   app.add_option("--model", model, "folder or hub id of a model, in full precision or quantised");
   app.add_option("--gptq-model", gptq_model, "folder or hub id of a GPTQ model");
   app.add_option("--revision", revision, "branch, tag or commit of a hub id");
@@ -102,8 +105,10 @@ void BenchGptqOptions::refuse_gpu_kernels() const {
 }
 
 void BenchGptqOptions::check(const DeviceChoice& chosen) const {
-  if (!task.empty() && task != "text-generation") {
-    fail_usage("--task {}: only text-generation is measured here; leave the flag out or say so", task);
+  const std::vector<std::string_view>& encoders = encoder_tasks();
+  if (!task.empty() && task != "text-generation" &&
+      std::find(encoders.begin(), encoders.end(), task) == encoders.end()) {
+    fail_usage("--task {}: expected text-generation, or for encoders {}", task, fmt::join(encoders, ", "));
   }
   if (bitsandbytes) {
     fail_usage(
@@ -211,9 +216,18 @@ std::vector<BenchSystem> BenchGptqOptions::systems(const DeviceChoice& chosen) c
     for (const auto& [name, type] : kernels_and_types(folder, chosen))
       out.push_back({quantised_name, folder, true, name, type});
   }
+  for (const BenchSystem& system : out) check_task(system.folder);
   if (out.empty())
     fail_usage("nothing is left to measure: without --gptq, --classic measures --model, which is missing");
   return out;
+}
+
+void BenchGptqOptions::check_task(const std::string& folder) const {
+  const bool encoder = is_encoder(folder);
+  if (!task.empty() && encoder == (task == "text-generation")) {
+    fail_usage("--task {}: {} is {}", task, folder,
+               encoder ? "an encoder, which generates no text: leave the flag out" : "a model that generates text");
+  }
 }
 
 std::int64_t BenchGptqOptions::batches() const {
@@ -255,6 +269,11 @@ BenchSweep BenchGptqOptions::to_sweep() const {
   // Each row asks again in a process of its own; what is wrong should be said once, and before anything is measured.
   if (ppl_given) perplexity_options(out.base.perplexity_procedure, {.context = context, .stride = stride});
   out.systems = systems(chosen);
+  // An encoder takes its sequences in and is done.
+  if (std::any_of(out.systems.begin(), out.systems.end(),
+                  [](const BenchSystem& system) { return is_encoder(system.folder); })) {
+    out.new_tokens = {1};
+  }
   return out;
 }
 

@@ -79,6 +79,8 @@ struct BenchGptqOptions {
   bool new_tokens_given_ = false;
 
   void refuse_gpu_kernels() const;
+  /// UsageError where --task is not one of the model's.
+  void check_task(const std::string& folder) const;
   std::vector<BenchSystem> systems(const DeviceChoice& device) const;
   std::vector<std::pair<std::string, std::string>> kernels_and_types(const std::string& folder,
                                                                      const DeviceChoice& device) const;

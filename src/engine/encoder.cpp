@@ -154,6 +154,7 @@ void EncoderEngine::Impl::configure() {
   sizes.materialise = eager();
 
   LoweringOptions lowering;
+  lowering.kernel = options.kernel;
   lowering.compute = compute;
   lowering.fuse = !eager();
   lowering.split_parts = eager();
@@ -448,6 +449,19 @@ const EncoderOptions& EncoderEngine::options() const { return impl_->options; }
 DType EncoderEngine::compute() const { return impl_->compute; }
 const MemoryPlan& EncoderEngine::plan() const { return impl_->plan; }
 const LoadTimes& EncoderEngine::load_times() const { return impl_->times; }
+const std::vector<LoweredNode>& EncoderEngine::nodes() const { return impl_->nodes; }
+
+std::vector<SiteInfo> EncoderEngine::sites() const {
+  std::vector<SiteInfo> out;
+  for (std::size_t i = 0; i < impl_->nodes.size(); ++i) {
+    const LoweredNode& node = impl_->nodes[i];
+    if (node.linear() == nullptr) continue;
+    out.push_back(
+        {node.name(), node.node.layer, std::string(node.kernel->name()), node.site, impl_->weights.packed(i).bytes()});
+  }
+  return out;
+}
+
 Device& EncoderEngine::device() { return impl_->backend->device(); }
 std::int64_t EncoderEngine::max_length() const { return impl_->program.max_positions; }
 std::int64_t EncoderEngine::head_columns() const { return impl_->head_columns(); }

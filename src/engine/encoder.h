@@ -30,6 +30,8 @@ EncoderPath encoder_path_named(std::string_view name);
 struct EncoderOptions {
   std::string device = "cpu";
   EncoderPath path = EncoderPath::fast;
+  /// Kernel of the blocks' linear sites, by name; "auto": quantised sites by measured cost, others dense.
+  std::string kernel = "auto";
   /// What linear sites and attention compute in: f32 or bf16. Unset: bf16 for 16-bit checkpoints, f32 for the rest.
   std::optional<DType> compute;
   /// Which model of a checkpoint that holds several ("text", "vision" of CLIP's); empty: its only one.
@@ -92,6 +94,9 @@ class EncoderEngine {
   const MemoryPlan& plan() const;
   const LoadTimes& load_times() const;
   Device& device();
+  /// The program as it was lowered, and which kernel runs each linear site.
+  const std::vector<LoweredNode>& nodes() const;
+  std::vector<SiteInfo> sites() const;
   /// The most tokens a sequence may have; the rows of an image: its patches and the model's own tokens.
   std::int64_t max_length() const;
   /// Columns of the head's results; 0 where the model has no head.

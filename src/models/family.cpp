@@ -241,6 +241,10 @@ Program program_from_config(const nlohmann::json& config, std::string_view part)
   return found->second(view);
 }
 
+bool is_encoder(const std::filesystem::path& folder) {
+  return program_from_config(read_json_file(folder / "config.json")).encoder;
+}
+
 Program program_from_checkpoint(const Checkpoint& checkpoint, std::string_view part) {
   Program program = program_from_config(checkpoint.config(), part);
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());

@@ -8,6 +8,7 @@
 #include "formats/quant_config.h"
 #include "models/program.h"
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -28,6 +29,9 @@ std::vector<std::string> known_families();
 /// The program of a config.json, or of one part ("text", "vision") of a checkpoint that holds several models. Error
 /// naming model_type and the known ones where there is none for it, and the parts where one is to be named.
 Program program_from_config(const nlohmann::json& config, std::string_view part = {});
+
+/// Whether a folder's config.json is that of an encoder; Errors as program_from_config() has them.
+bool is_encoder(const std::filesystem::path& folder);
 
 /// The program with what only the checkpoint tells: the prefix of its tensor names, which linears are quantised and
 /// how, which have biases, whether the head is tied. Every tensor's presence and shape is checked; throws Error naming

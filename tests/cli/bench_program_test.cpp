@@ -183,5 +183,38 @@ TEST(BenchGptq, WrongUsageExitsWithTwoAndOneSentence) {
   EXPECT_EQ(lines_of(missing.err).size(), 1u) << missing.err;
 }
 
+TEST(BenchGptq, RunsEncodersByTheirTasks) {
+  const test::TempFolder folder;
+  const std::string encoder = std::string(NIBBLE_TEST_DATA) + "/golden_encoders/bert";
+  const auto run = [&](std::vector<std::string> more) {
+    std::vector<std::string> all =
+        bench({"--model", encoder, "--num-batches", "2", "--prompt-length", "8", "--batch-size", "3", "--threads", "1",
+               "--device", "cpu", "--format", "jsonl"});
+    all.insert(all.end(), more.begin(), more.end());
+    return test::run_program(kProgram, all, folder.path());
+  };
+  const ProgramEnd end = run({"--task", "feature-extraction"});
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  const nlohmann::json row = nlohmann::json::parse(end.out);
+  EXPECT_EQ(row.at("status"), "ok");
+  EXPECT_EQ(row.at("new_tokens"), 1);
+  EXPECT_GT(row.at("per_token_latency_ms"), 0);
+  EXPECT_GT(row.at("verified_sites"), 0);
+  EXPECT_NE(run({"--task", "text-generation"}).err.find("generates no text"), std::string::npos);
+  EXPECT_NE(run({"--task", "summarization"}).err.find("expected text-generation, or for encoders"), std::string::npos);
+
+  // The same with quantised weights.
+  const std::string quantised = (folder.path() / "quantised").string();
+  const std::string config = encoder + "/config.json";
+  ASSERT_EQ(test::run_program(kProgram,
+                              {"synth", "--config", config, "--gptq", "--bits", "4", "--group-size", "8", quantised},
+                              folder.path())
+                .exit_code,
+            0);
+  const ProgramEnd all = run({"--gptq-model", quantised, "--gptq", "--kernel", "all"});
+  EXPECT_EQ(all.exit_code, 0) << all.err;
+  EXPECT_GE(lines_of(all.out).size(), 2u) << all.out;
+}
+
 }  // namespace
 }  // namespace nibble

@@ -1,0 +1,64 @@
+#include "bench/case_facts.h"
+
+#include "bench/memory.h"
+#include "core/error.h"
+#include "formats/quant_config.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <utility>
+
+namespace nibble {
+
+std::optional<DType> dtype_option(const std::string& name, const char* flag) {
+  if (name.empty()) return std::nullopt;
+  const std::optional<DType> dtype = dtype_from_name(name);
+  if (!dtype)
+    fail_usage("{} {}: there is no such type; expected f32, bf16, f16 or, for the KV cache, i8 or f8_e4m3", flag, name);
+  return dtype;
+}
+
+std::optional<double> weights_cached(const Checkpoint& checkpoint) {
+  std::set<std::filesystem::path> files;
+  for (const std::string& name : checkpoint.names()) files.insert(checkpoint.file_of(name));
+  double cached = 0;
+  double total = 0;
+  for (const auto& file : files) {
+    const std::optional<double> share = cached_share(file);
+    if (!share) return std::nullopt;
+    const double size = static_cast<double>(std::filesystem::file_size(file));
+    cached += *share * size;
+    total += size;
+  }
+  return total > 0 ? std::optional(cached / total) : std::nullopt;
+}
+
+std::string kernels_of(const std::vector<SiteInfo>& sites) {
+  std::map<std::string, int> count;
+  for (const SiteInfo& site : sites) ++count[site.kernel];
+  std::vector<std::pair<std::string, int>> order(count.begin(), count.end());
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+  std::string out;
+  for (const auto& [kernel, sites_of_it] : order)
+    out += fmt::format("{}{} x{}", out.empty() ? "" : ", ", kernel, sites_of_it);
+  return out;
+}
+
+QuantisationFacts facts_of(const Checkpoint& checkpoint, const std::vector<SiteInfo>& sites) {
+  QuantisationFacts facts;
+  const std::optional<QuantConfig> config = find_quant_config(checkpoint.folder());
+  if (!config) return facts;
+  facts.gptq = true;
+  facts.bits = config->linear.bits;
+  facts.group_size = config->linear.group_size;
+  // What the tensors say, not the configuration: desc_act may have left the order as it was.
+  for (const SiteInfo& site : sites) {
+    for (const LinearDesc& part : site.site.parts)
+      facts.act_order = facts.act_order || (part.gptq && part.gptq->act_order);
+  }
+  return facts;
+}
+
+}  // namespace nibble
