@@ -42,8 +42,8 @@ Filter make_filter(std::int64_t from, std::int64_t to, Resample resample) {
   std::vector<double> exact;
   for (std::int64_t i = 0; i < to; ++i) {
     const double center = (static_cast<double>(i) + 0.5) * ratio;
-    const auto first = std::max<std::int64_t>(0, static_cast<std::int64_t>(center - reach + 0.5));
-    const auto last = std::min(from, static_cast<std::int64_t>(center + reach + 0.5));
+    const auto first = std::max<std::int64_t>(0, static_cast<std::int64_t>(std::floor(center - reach + 0.5)));
+    const auto last = std::min(from, static_cast<std::int64_t>(std::floor(center + reach + 0.5)));
     exact.clear();
     double sum = 0;
     for (std::int64_t j = first; j < last; ++j) {

@@ -1,4 +1,4 @@
-// A config.json as hostile text: read, and made into the model's program.
+// A config.json as hostile text: read, and made into the model's program, or those of its parts.
 #include "core/error.h"
 #include "core/log.h"
 #include "formats/json.h"
@@ -10,10 +10,13 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   nibble::set_log_level(nibble::LogLevel::off);
-  try {
-    const std::string_view text(reinterpret_cast<const char*>(data), size);
-    (void)nibble::program_from_config(nibble::parse_json(text, "config.json"));
-  } catch (const nibble::Error&) {
+  const std::string_view text(reinterpret_cast<const char*>(data), size);
+  for (const char* part : {"", "text", "vision"}) {
+    try {
+      (void)nibble::program_from_config(nibble::parse_json(text, "config.json"), part);
+    } catch (const nibble::Error&) {
+      continue;
+    }
   }
   return 0;
 }
