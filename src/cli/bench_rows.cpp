@@ -250,59 +250,40 @@ std::vector<Cell> cells_of(std::vector<Field> all) {
   return out;
 }
 
-struct Shown {
-  std::string_view key;
-  bool always;  // where it holds anything; the others only where they tell rows apart
-};
 constexpr std::array kShown = {
-    Shown{"model", false},
-    Shown{"kernel", true},
-    Shown{"bits", true},
-    Shown{"group_size", true},
-    Shown{"act_order", false},
-    Shown{"dtype", true},
-    Shown{"batch_size", true},
-    Shown{"prompt_length", false},
-    Shown{"new_tokens", false},
-    Shown{"load_time_s", true},
-    Shown{"ttft_ms", true},
-    Shown{"tpot_ms", true},
-    Shown{"per_token_latency_ms", true},
-    Shown{"latency_stddev_ms", true},
-    Shown{"throughput_tok_s", true},
-    Shown{"step_gb_s", true},
-    Shown{"bandwidth_share_percent", true},
-    Shown{"bound", false},
-    Shown{"step_floor_share_percent", true},
-    Shown{"prefill_floor_share_percent", true},
-    Shown{"joules_per_token", true},
-    Shown{"gpu_memory_mb", true},
-    Shown{"anonymous_mb", true},
-    Shown{"file_mb", true},
-    Shown{"planned_mb", true},
-    Shown{"residual_mb", true},
-    Shown{"perplexity", true},
-    Shown{"kernels", false},
-    Shown{"status", false},
-    Shown{"notes", true},
+    ShownColumn{"model", false},
+    ShownColumn{"kernel", true},
+    ShownColumn{"bits", true},
+    ShownColumn{"group_size", true},
+    ShownColumn{"act_order", false},
+    ShownColumn{"dtype", true},
+    ShownColumn{"batch_size", true},
+    ShownColumn{"prompt_length", false},
+    ShownColumn{"new_tokens", false},
+    ShownColumn{"load_time_s", true},
+    ShownColumn{"ttft_ms", true},
+    ShownColumn{"tpot_ms", true},
+    ShownColumn{"per_token_latency_ms", true},
+    ShownColumn{"latency_stddev_ms", true},
+    ShownColumn{"throughput_tok_s", true},
+    ShownColumn{"step_gb_s", true},
+    ShownColumn{"bandwidth_share_percent", true},
+    ShownColumn{"bound", false},
+    ShownColumn{"step_floor_share_percent", true},
+    ShownColumn{"prefill_floor_share_percent", true},
+    ShownColumn{"joules_per_token", true},
+    ShownColumn{"gpu_memory_mb", true},
+    ShownColumn{"anonymous_mb", true},
+    ShownColumn{"file_mb", true},
+    ShownColumn{"planned_mb", true},
+    ShownColumn{"residual_mb", true},
+    ShownColumn{"perplexity", true},
+    ShownColumn{"kernels", false},
+    ShownColumn{"status", false},
+    ShownColumn{"notes", true},
 };
 
 /// Two rows say something different; a row that says nothing does not count.
-bool varies(const Table& table, std::size_t column) {
-  const Cell* first = nullptr;
-  for (const auto& row : table.rows) {
-    if (std::holds_alternative<std::monostate>(row[column])) continue;
-    if (first != nullptr && *first != row[column]) return true;
-    first = &row[column];
-  }
-  return false;
-}
-
-bool holds_something(const Table& table, std::size_t column) {
-  return std::any_of(table.rows.begin(), table.rows.end(),
-                     [&](const auto& row) { return !std::holds_alternative<std::monostate>(row[column]); });
-}
-
 }  // namespace
 
 std::vector<Column> classic_csv_columns() {
@@ -387,20 +368,10 @@ std::vector<Cell> bench_row(const BenchRow& row) { return cells_of(fields(row));
 
 Table bench_table(const std::vector<BenchRow>& rows, const std::string& caption) {
   Table all;
+  all.caption = caption;
   all.columns = bench_columns();
   for (const BenchRow& row : rows) all.rows.push_back(bench_row(row));
-  Table out;
-  out.caption = caption;
-  out.rows.resize(rows.size());
-  for (const Shown& shown : kShown) {
-    const auto found =
-        std::find_if(all.columns.begin(), all.columns.end(), [&](const Column& c) { return c.key == shown.key; });
-    const auto c = static_cast<std::size_t>(found - all.columns.begin());
-    if (shown.always ? !holds_something(all, c) : !varies(all, c)) continue;
-    out.columns.push_back(all.columns[c]);
-    for (std::size_t r = 0; r < rows.size(); ++r) out.rows[r].push_back(all.rows[r][c]);
-  }
-  return out;
+  return choose_columns(all, kShown);
 }
 
 }  // namespace nibble

@@ -111,25 +111,21 @@ std::vector<Column> columns_of(std::vector<Field> all) {
   return out;
 }
 
-// In the order of the printed table; those marked are left out where every row has the same.
-struct Shown {
-  std::string_view key;
-  bool always;
-};
-constexpr std::array<Shown, 14> kShown = {{{"batch_size", true},
-                                           {"seq_len", true},
-                                           {"padding_percent", true},
-                                           {"dtype", false},
-                                           {"tokens", true},
-                                           {"eager_median_ms", true},
-                                           {"fast_median_ms", true},
-                                           {"speedup", true},
-                                           {"fast_tok_s", true},
-                                           {"fast_gflop_s", true},
-                                           {"gemm_share_percent", true},
-                                           {"mem_eager_mb", true},
-                                           {"mem_bt_mb", true},
-                                           {"status", false}}};
+// In the order of the printed table.
+constexpr std::array<ShownColumn, 14> kShown = {{{"batch_size", true},
+                                                 {"seq_len", true},
+                                                 {"padding_percent", true},
+                                                 {"dtype", false},
+                                                 {"tokens", true},
+                                                 {"eager_median_ms", true},
+                                                 {"fast_median_ms", true},
+                                                 {"speedup", true},
+                                                 {"fast_tok_s", true},
+                                                 {"fast_gflop_s", true},
+                                                 {"gemm_share_percent", true},
+                                                 {"mem_eager_mb", true},
+                                                 {"mem_bt_mb", true},
+                                                 {"status", false}}};
 
 }  // namespace
 
@@ -150,23 +146,10 @@ std::vector<Cell> encoder_row(const EncoderRow& row) { return cells_of(fields(ro
 
 Table encoder_table(const std::vector<EncoderRow>& rows, const std::string& caption) {
   Table all;
+  all.caption = caption;
   all.columns = encoder_columns();
   for (const EncoderRow& row : rows) all.rows.push_back(encoder_row(row));
-  Table out;
-  out.caption = caption;
-  out.rows.resize(rows.size());
-  for (const Shown& shown : kShown) {
-    const auto found =
-        std::find_if(all.columns.begin(), all.columns.end(), [&](const Column& c) { return c.key == shown.key; });
-    const auto c = static_cast<std::size_t>(found - all.columns.begin());
-    const auto useful = [&](const std::vector<Cell>& row) {
-      return shown.always ? !std::holds_alternative<std::monostate>(row[c]) : row[c] != all.rows.front()[c];
-    };
-    if (std::none_of(all.rows.begin(), all.rows.end(), useful)) continue;
-    out.columns.push_back(all.columns[c]);
-    for (std::size_t r = 0; r < rows.size(); ++r) out.rows[r].push_back(all.rows[r][c]);
-  }
-  return out;
+  return choose_columns(all, kShown);
 }
 
 }  // namespace nibble

@@ -40,7 +40,38 @@ std::string csv_text(const Cell& cell, int decimals) {
   return quoted + "\"";
 }
 
+bool varies(const Table& table, std::size_t column) {
+  const Cell* first = nullptr;
+  for (const auto& row : table.rows) {
+    if (std::holds_alternative<std::monostate>(row[column])) continue;
+    if (first != nullptr && *first != row[column]) return true;
+    first = &row[column];
+  }
+  return false;
+}
+
+bool holds_something(const Table& table, std::size_t column) {
+  return std::any_of(table.rows.begin(), table.rows.end(),
+                     [&](const auto& row) { return !std::holds_alternative<std::monostate>(row[column]); });
+}
+
 }  // namespace
+
+Table choose_columns(const Table& all, std::span<const ShownColumn> shown) {
+  Table out;
+  out.caption = all.caption;
+  out.rows.resize(all.rows.size());
+  for (const ShownColumn& wanted : shown) {
+    const auto found =
+        std::find_if(all.columns.begin(), all.columns.end(), [&](const Column& c) { return c.key == wanted.key; });
+    if (found == all.columns.end()) continue;
+    const auto c = static_cast<std::size_t>(found - all.columns.begin());
+    if (wanted.always ? !holds_something(all, c) : !varies(all, c)) continue;
+    out.columns.push_back(all.columns[c]);
+    for (std::size_t r = 0; r < all.rows.size(); ++r) out.rows[r].push_back(all.rows[r][c]);
+  }
+  return out;
+}
 
 std::string text_of(const Cell& cell, int decimals) {
   return std::visit(Overload{[](std::monostate) { return std::string("None"); },

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -24,6 +25,14 @@ struct Table {
   std::vector<Column> columns;
   std::vector<std::vector<Cell>> rows;  // each as long as columns
 };
+
+/// A column of a table for people, by its key.
+struct ShownColumn {
+  std::string_view key;
+  bool always;  // where it holds anything; the others only where they tell rows apart
+};
+/// Those columns of `all` that are worth showing, in the order of `shown`; keys that `all` does not have are left out.
+Table choose_columns(const Table& all, std::span<const ShownColumn> shown);
 
 /// "None", "True", "False", "12", "3.14", text. A double that is not finite is "None".
 std::string text_of(const Cell& cell, int decimals = 2);

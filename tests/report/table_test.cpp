@@ -25,6 +25,23 @@ TEST(Table, MarkdownAlignsNumbersAndPrintsPythonsWords) {
             "| True  |    4 | packed |           3.0 |\n");
 }
 
+TEST(Table, ColumnsForPeopleHoldSomethingOrTellRowsApart) {
+  Table all = sample();
+  all.caption = "Said above.";
+  all.columns.push_back({"note", "Note", 2});
+  all.columns.push_back({"device", "Device", 2});
+  for (auto& row : all.rows) row.insert(row.end(), {Cell(), std::string("cpu")});
+  const std::vector<ShownColumn> shown = {{"load_time_s", true}, {"gptq", false}, {"device", false},
+                                          {"note", true},        {"other", true}, {"bits", true}};
+  const Table out = choose_columns(all, shown);
+  std::string keys;
+  for (const Column& column : out.columns) keys += column.key + " ";
+  EXPECT_EQ(keys, "load_time_s gptq bits ");
+  EXPECT_EQ(out.caption, "Said above.");
+  EXPECT_EQ(out.rows[1], (std::vector<Cell>{3.0, true, std::int64_t{4}}));
+  EXPECT_TRUE(choose_columns(Table{}, shown).columns.empty());
+}
+
 TEST(Table, MarkdownKeepsARowOnOneLine) {
   Table table;
   table.caption = "Said above.";
