@@ -1,7 +1,9 @@
-// nibble encode --model MODEL [FILE]: embeddings of lines of text.
+// nibble encode --model MODEL [FILE]: embeddings of lines of text, or of images.
 #include "cli/command.h"
 #include "cli/embedding_writer.h"
+#include "cli/encode_images.h"
 #include "cli/encoder_options.h"
+#include "core/error.h"
 #include "core/progress.h"
 #include "engine/text_encoder.h"
 
@@ -12,6 +14,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 namespace nibble {
 namespace {
@@ -22,6 +26,7 @@ constexpr std::size_t kBatchesOfChunk = 64;
 struct Arguments {
   EncoderModelOptions model;
   std::string file;
+  std::vector<std::string> images;
   std::string pooling = "auto";
   std::optional<bool> normalize;
   std::optional<std::string> prefix;
@@ -30,6 +35,11 @@ struct Arguments {
 };
 
 int run(const Arguments& arguments) {
+  if (!arguments.images.empty()) {
+    if (!arguments.file.empty()) fail_usage("{}: give a file of text, or --images, not both", arguments.file);
+    return encode_images(arguments.model, {arguments.pooling, arguments.normalize}, arguments.images, arguments.format,
+                         arguments.output);
+  }
   check_embedding_output(arguments.format, arguments.output);
   EmbeddingOptions options;
   if (arguments.pooling != "auto") options.pooling = pooling_named(arguments.pooling);
@@ -63,10 +73,11 @@ int run(const Arguments& arguments) {
 }
 
 const CommandRegistration kRegistration(
-    {"encode", "embeddings of lines of text", [](CLI::App& app) -> std::function<int()> {
+    {"encode", "embeddings of lines of text, or of images", [](CLI::App& app) -> std::function<int()> {
        auto a = std::make_shared<Arguments>();
        a->model.add_to(app);
        app.add_option("file", a->file, "a file with one text a line (default, or -: standard input)");
+       app.add_option("--images", a->images, "image files, JPEG or PNG, in place of text");
        app.add_option("--pooling", a->pooling,
                       "auto (as modules.json says, else mean), mean, cls (the first token's state) or pooler")
            ->capture_default_str();

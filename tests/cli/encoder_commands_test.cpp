@@ -176,6 +176,41 @@ TEST_F(EncoderCommands, EncodeRefusesWithASentence) {
                  {"encode", "--model", model("bert_mlm"), "--pooling", "pooler", "texts.txt"});
 }
 
+TEST_F(EncoderCommands, EncodeTakesImages) {
+  const std::filesystem::path data = NIBBLE_TEST_DATA;
+  const auto image = [&](const char* name) { return (data / "images" / name).string(); };
+  for (const char* name : {"vit", "clip"}) {
+    std::filesystem::copy(data / "golden_encoders" / name, folder_.path() / name);
+    folder_.write(std::string(name) + "/preprocessor_config.json",
+                  R"({"image_processor_type": "ViTImageProcessor", "size": {"height": 18, "width": 18}})");
+  }
+  const ProgramEnd end = run({"encode", "--model", "vit", "--pooling", "mean", "--images", image("photo.jpg"),
+                              image("grey.png"), image("palette.png")});
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  const std::vector<json> rows = json_lines(end.out);
+  ASSERT_EQ(rows.size(), 3U);
+  for (const json& row : rows) EXPECT_EQ(row.at("embedding").size(), 36U);
+  EXPECT_NE(rows[0].at("embedding"), rows[1].at("embedding"));
+  // One at a time gives the same.
+  const ProgramEnd alone =
+      run({"encode", "--model", "vit", "--pooling", "mean", "--batch-size", "1", "--images", image("palette.png")});
+  const json last = json_lines(alone.out).at(0).at("embedding");
+  for (std::size_t i = 0; i < last.size(); ++i)
+    EXPECT_NEAR(last[i].get<double>(), rows[2].at("embedding")[i].get<double>(), 1e-4);
+
+  // Of a model of texts and images the latter: projected, and of length 1.
+  const ProgramEnd clip = run({"encode", "--model", "clip", "--images", image("photo.png")});
+  ASSERT_EQ(clip.exit_code, 0) << clip.err;
+  const json projected = json_lines(clip.out).at(0).at("embedding");
+  double squares = 0;
+  for (const json& value : projected) squares += value.get<double>() * value.get<double>();
+  EXPECT_NEAR(squares, 1, 1e-5);
+
+  expect_refusal(1, "takes text", {"encode", "--model", model("bert"), "--images", image("photo.png")});
+  expect_refusal(1, "nowhere.png", {"encode", "--model", "vit", "--images", "nowhere.png"});
+  expect_refusal(2, "not both", {"encode", "--model", "vit", "texts.txt", "--images", image("photo.png")});
+}
+
 TEST_F(EncoderCommands, FillMaskListsCandidatesOfEachMask) {
   const ProgramEnd end = run({"fill-mask", "--model", model("bert_mlm"), "--top-k", "3", "--format", "jsonl",
                               "w5 [MASK] w7 [MASK]", "[MASK]"});
