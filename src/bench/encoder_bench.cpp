@@ -33,9 +33,9 @@ constexpr std::int64_t kLongest = 1 << 20;
 template <typename T>
 T number_of(std::string_view text, const std::string& file, std::size_t line) {
   T value{};
-  const char* end = text.data() + text.size();
-  const auto [at, error] = std::from_chars(text.data(), end, value);
-  if (error != std::errc() || at != end) fail("{}, line {}: \"{}\" is no number", file, line, text);
+  const auto [at, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || at != text.data() + text.size())
+    fail("{}, line {}: \"{}\" is no number", file, line, text);
   return value;
 }
 
@@ -208,7 +208,7 @@ EncoderPathResult EncoderBench::Impl::warm_up(EncoderEngine& engine, const Bench
   return out;
 }
 
-EncoderBench::EncoderBench(std::shared_ptr<const Checkpoint> checkpoint, const EncoderBenchOptions& options)
+EncoderBench::EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderBenchOptions& options)
     : impl_(std::make_unique<Impl>()) {
   Impl& m = *impl_;
   m.options = options;

@@ -85,7 +85,7 @@ struct EncoderCellResult {
 
 class EncoderBench {
  public:
-  EncoderBench(std::shared_ptr<const Checkpoint> checkpoint, const EncoderBenchOptions& options);
+  EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderBenchOptions& options);
   ~EncoderBench();
 
   const EncoderEngine& fast() const;

@@ -35,28 +35,28 @@ void put(__m256 product, int row, int eighth, const Output& to) {
 
 template <int R>
 void f32_part(const float* panel, std::int64_t k, const float* x, std::int64_t stride, const Output& to) {
-  constexpr int V = kWide<R>;
-  __m256 sum[R][V];
+  constexpr int kVectors = kWide<R>;
+  __m256 sum[R][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[r][v] = _mm256_setzero_ps();
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm256_setzero_ps();
   }
   for (std::int64_t i = 0; i < k; ++i) {
     prefetch(panel + i * kWidth);
     __m256 a[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      if (V == 4) a[r] = _mm256_broadcast_ss(x + r * stride + i);
+      if (kVectors == 4) a[r] = _mm256_broadcast_ss(x + r * stride + i);
     }
-    __m256 w[V];
-    if (V == 2) {
+    __m256 w[kVectors];
+    if (kVectors == 2) {
       w[0] = _mm256_loadu_ps(panel + i * kWidth);
       w[1] = _mm256_loadu_ps(panel + i * kWidth + 8);
     }
 #pragma GCC unroll 8
-    for (int outer = 0; outer < (V == 4 ? V : R); ++outer) {
-      if (V == 4) {
+    for (int outer = 0; outer < (kVectors == 4 ? kVectors : R); ++outer) {
+      if (kVectors == 4) {
         const __m256 weight = _mm256_loadu_ps(panel + i * kWidth + outer * 8);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sum[r][outer] = _mm256_fmadd_ps(a[r], weight, sum[r][outer]);
@@ -70,7 +70,7 @@ void f32_part(const float* panel, std::int64_t k, const float* x, std::int64_t s
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) put(sum[r][v], r, v, to);
+    for (int v = 0; v < kVectors; ++v) put(sum[r][v], r, v, to);
   }
 }
 
@@ -111,12 +111,12 @@ void mixed_step(const std::uint16_t* pairs, const float* x, std::int64_t stride,
 
 template <int R>
 void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std::int64_t stride, const Output& to) {
-  constexpr int V = kWide<R>;
-  __m256 sum[R][V];
+  constexpr int kVectors = kWide<R>;
+  __m256 sum[R][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[r][v] = _mm256_setzero_ps();
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm256_setzero_ps();
   }
   std::int64_t i = 0;
   for (; i + 2 <= k; i += 2) {
@@ -129,7 +129,7 @@ void mixed_part(const std::uint16_t* panel, std::int64_t k, const float* x, std:
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) put(sum[r][v], r, v, to);
+    for (int v = 0; v < kVectors; ++v) put(sum[r][v], r, v, to);
   }
 }
 

@@ -33,17 +33,17 @@ void put(__m512 product, int row, int half, const Output& to) {
 template <int R>
 void bf16_tile(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* x, std::int64_t stride,
                const Output& to) {
-  constexpr int U = kChains<R>;
-  __m512 sum[U][R][2];
+  constexpr int kSums = kChains<R>;
+  __m512 sum[kSums][R][2];
 #pragma GCC unroll 16
-  for (int u = 0; u < U; ++u) {
+  for (int u = 0; u < kSums; ++u) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sum[u][r][0] = sum[u][r][1] = _mm512_setzero_ps();
   }
-  // K is a multiple of 32, so of 2 U.
-  for (std::int64_t i = 0; i < k; i += 2 * U) {
+  // K is a multiple of 32, so of 2 kSums.
+  for (std::int64_t i = 0; i < k; i += 2 * kSums) {
 #pragma GCC unroll 16
-    for (int u = 0; u < U; ++u) {
+    for (int u = 0; u < kSums; ++u) {
       const std::uint16_t* at = panel + (i + 2 * u) * kWidth;
       prefetch(at);
       const __m512bh w0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(at));
@@ -64,7 +64,7 @@ void bf16_tile(const std::uint16_t* panel, std::int64_t k, const std::uint16_t* 
     for (int h = 0; h < 2; ++h) {
       __m512 total = sum[0][r][h];
 #pragma GCC unroll 16
-      for (int u = 1; u < U; ++u) total = _mm512_add_ps(total, sum[u][r][h]);
+      for (int u = 1; u < kSums; ++u) total = _mm512_add_ps(total, sum[u][r][h]);
       put(total, r, h, to);
     }
   }

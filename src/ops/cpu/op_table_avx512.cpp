@@ -13,7 +13,7 @@
 namespace nibble::cpu {
 
 const OpTable& avx512_op_table() {
-  static constexpr OpTable table = {
+  static constexpr OpTable kTable = {
       .embed = embed,
       .rms_norm = rms_norm,
       .layer_norm = layer_norm,
@@ -31,7 +31,7 @@ const OpTable& avx512_op_table() {
       .argmax = argmax,
       .exp_weights = exp_weights,
   };
-  return table;
+  return kTable;
 }
 
 }  // namespace nibble::cpu
