@@ -226,7 +226,7 @@ EncoderBench::EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, 
 
 EncoderBench::~EncoderBench() = default;
 
-const EncoderEngine& EncoderBench::fast() const { return *impl_->fast; }
+EncoderEngine& EncoderBench::fast() { return *impl_->fast; }
 
 EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function<void(double)>& progress) {
   Impl& m = *impl_;

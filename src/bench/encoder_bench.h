@@ -88,7 +88,7 @@ class EncoderBench {
   EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderBenchOptions& options);
   ~EncoderBench();
 
-  const EncoderEngine& fast() const;
+  EncoderEngine& fast();
   /// Runs both paths on the cell's batch, compares what comes out, and times them in turns. A cell whose paths disagree
   /// is not timed. `progress` gets the share of the cell that is done.
   EncoderCellResult run(const EncoderCell& cell, const std::function<void(double share)>& progress);

@@ -174,7 +174,7 @@ class Bench {
       options.seed = o_.seed;
       benches.push_back(std::make_unique<EncoderBench>(checkpoint_, options));
     }
-    rates_ = measure_gemm_rates(const_cast<EncoderEngine&>(benches.front()->fast()).device());
+    rates_ = measure_gemm_rates(benches.front()->fast().device());
     std::vector<EncoderCell> all;
     if (images_) {
       for (const std::int64_t batch : o_.batch_size) all.push_back(image_cell(benches.front()->fast(), batch));
@@ -265,12 +265,12 @@ class Bench {
     return out;
   }
 
-  void keep(const EncoderCell& cell, const EncoderBench& bench, const EncoderCellResult& result) {
+  void keep(const EncoderCell& cell, EncoderBench& bench, const EncoderCellResult& result) {
     EncoderRow row;
     row.model = o_.model;
     row.cell = cell;
     row.result = result;
-    const DeviceInfo& info = const_cast<EncoderEngine&>(bench.fast()).device().info();
+    const DeviceInfo& info = bench.fast().device().info();
     row.device = "cpu";
     row.device_name = info.name;
     row.isa = info.isa;

@@ -10,7 +10,6 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <span>
 
 namespace nibble {
@@ -30,23 +29,6 @@ Pooling choose_pooling(const std::string& name, const Program& program) {
   if (pooling == Pooling::pooler && !pooler)
     fail_usage("--pooling pooler: this model has {}; use cls or mean", name_of(program.head));
   return pooling;
-}
-
-// One image's rows of hidden states, [rows, out.size()], to its embedding.
-void pool(std::span<const float> hidden, Pooling pooling, std::span<float> out) {
-  const std::size_t rows = pooling == Pooling::cls ? 1 : hidden.size() / out.size();
-  std::fill(out.begin(), out.end(), 0.0F);
-  for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] += hidden[row * out.size() + i] / static_cast<float>(rows);
-  }
-}
-
-void to_unit_length(std::span<float> values) {
-  double squares = 0;
-  for (const float value : values) squares += static_cast<double>(value) * static_cast<double>(value);
-  const double length = std::sqrt(squares);
-  if (length == 0) return;
-  for (float& value : values) value = static_cast<float>(static_cast<double>(value) / length);
 }
 
 }  // namespace
@@ -92,12 +74,10 @@ int encode_images(const EncoderModelOptions& model, const ImageEmbeddingOptions&
     embeddings.resize(count * dimension);
     for (std::size_t i = 0; i < count; ++i) {
       const std::span<float> to = std::span(embeddings).subspan(i * dimension, dimension);
-      if (by_head) {
-        std::copy_n(result.head.begin() + static_cast<std::ptrdiff_t>(i * dimension), dimension, to.begin());
-      } else {
-        const std::size_t values = result.hidden.size() / count;
-        pool(std::span(result.hidden).subspan(i * values, values), pooling, to);
-      }
+      const auto rows = [&](const std::vector<float>& values) {
+        return std::span<const float>(values).subspan(i * values.size() / count, values.size() / count);
+      };
+      pool(pooling, by_head ? TextRows{{}, rows(result.head)} : TextRows{rows(result.hidden), {}}, to);
       if (normalize) to_unit_length(to);
     }
     writer.add(embeddings);

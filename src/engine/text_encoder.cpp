@@ -100,34 +100,6 @@ TextModelOptions model_options(const Checkpoint& checkpoint, const EmbeddingOpti
   return options;
 }
 
-// Sums in double, as many values as a long text has tokens.
-void pool(Pooling pooling, const TextRows& rows, std::span<float> out) {
-  if (pooling == Pooling::pooler) {
-    std::copy(rows.head.begin(), rows.head.end(), out.begin());
-    return;
-  }
-  if (pooling == Pooling::cls) {
-    std::copy_n(rows.hidden.begin(), out.size(), out.begin());
-    return;
-  }
-  std::vector<double> sums(out.size());
-  for (std::size_t i = 0; i < rows.hidden.size(); i += out.size()) {
-    for (std::size_t c = 0; c < out.size(); ++c) sums[c] += static_cast<double>(rows.hidden[i + c]);
-  }
-  const std::size_t rows_of_text = rows.hidden.size() / out.size();
-  const auto tokens = static_cast<double>(rows_of_text);
-  for (std::size_t c = 0; c < out.size(); ++c) out[c] = static_cast<float>(sums[c] / tokens);
-}
-
-// To length 1; a vector of zeros stays one.
-void normalize(std::span<float> values) {
-  double squares = 0;
-  for (const float v : values) squares += static_cast<double>(v) * static_cast<double>(v);
-  if (squares == 0) return;
-  const double factor = 1 / std::sqrt(squares);
-  for (float& v : values) v = static_cast<float>(static_cast<double>(v) * factor);
-}
-
 }  // namespace
 
 std::string_view name_of(Pooling pooling) {
@@ -147,6 +119,33 @@ Pooling pooling_named(std::string_view name) {
     if (name == name_of(pooling)) return pooling;
   }
   fail_usage("there is no pooling \"{}\": expected mean, cls or pooler", name);
+}
+
+void pool(Pooling pooling, const TextRows& rows, std::span<float> out) {
+  if (pooling == Pooling::pooler) {
+    std::copy(rows.head.begin(), rows.head.end(), out.begin());
+    return;
+  }
+  if (pooling == Pooling::cls) {
+    std::copy_n(rows.hidden.begin(), out.size(), out.begin());
+    return;
+  }
+  // As many values as a long text has tokens.
+  std::vector<double> sums(out.size());
+  for (std::size_t i = 0; i < rows.hidden.size(); i += out.size()) {
+    for (std::size_t c = 0; c < out.size(); ++c) sums[c] += static_cast<double>(rows.hidden[i + c]);
+  }
+  const std::size_t rows_of_text = rows.hidden.size() / out.size();
+  const auto tokens = static_cast<double>(rows_of_text);
+  for (std::size_t c = 0; c < out.size(); ++c) out[c] = static_cast<float>(sums[c] / tokens);
+}
+
+void to_unit_length(std::span<float> values) {
+  double squares = 0;
+  for (const float v : values) squares += static_cast<double>(v) * static_cast<double>(v);
+  if (squares == 0) return;
+  const double factor = 1 / std::sqrt(squares);
+  for (float& v : values) v = static_cast<float>(static_cast<double>(v) * factor);
 }
 
 EmbeddingSettings read_embedding_settings(const fs::path& folder, const EmbeddingOptions& options) {
@@ -201,7 +200,7 @@ Embeddings TextEmbedder::embed(std::span<const std::string> texts) {
   model_.run(encoded, {.hidden = !from_head, .head = from_head}, [&](std::size_t text, const TextRows& rows) {
     const std::span<float> to = std::span(out.values).subspan(text * width, width);
     pool(settings_.pooling, rows, to);
-    if (settings_.normalize) normalize(to);
+    if (settings_.normalize) to_unit_length(to);
   });
   return out;
 }

@@ -24,6 +24,12 @@ std::string_view name_of(Pooling pooling);
 /// "mean", "cls" or "pooler"; UsageError for other names.
 Pooling pooling_named(std::string_view name);
 
+/// The embedding of one sequence: `out` has the head's columns for `pooler`, else those of a hidden state. Means are
+/// summed in double.
+void pool(Pooling pooling, const TextRows& rows, std::span<float> out);
+/// Scales to length 1; a vector of zeros stays one.
+void to_unit_length(std::span<float> values);
+
 /// How embeddings are made. What is not set is as the folder says (read_embedding_settings).
 struct EmbeddingOptions {
   std::optional<Pooling> pooling;
