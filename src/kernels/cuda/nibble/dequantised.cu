@@ -46,7 +46,6 @@ __global__ void dequantise_kernel(const DequantiseArgs a, T* to) {
   const int g = lane / 4;
   const int c = lane % 4;
   LaneCodes<BITS> codes;
-  codes.load(block, lane);
   auto& tile = tiles[warp];
   const auto* scales = reinterpret_cast<const __half2*>(block + BITS * 256);
   const auto* zeros = reinterpret_cast<const uchar2*>(block + BITS * 256 + SETS * 32);
@@ -60,6 +59,7 @@ __global__ void dequantise_kernel(const DequantiseArgs a, T* to) {
       z0 = static_cast<float>(zeros[set * 8 + g].x);
       z1 = static_cast<float>(zeros[set * 8 + g].y);
     }
+    codes.template load<kStep>(block, lane);
     const FragmentA fragment = codes.template fragment<kStep>();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -23,16 +23,18 @@ __host__ __device__ constexpr int input_shift(int bits, int step, int pair) {
   return bits == 8 ? 0 : bits == 4 ? 4 * pair : 4 * (step & 1) + 2 * pair;
 }
 
-/// The codes of one lane for a block, loaded from shared or global memory.
+/// The codes of one lane for a block. load<STEP>() reads those that begin at a step, from shared or global memory; it is
+/// called for each step in turn, before fragment<STEP>().
 template <int BITS>
 struct LaneCodes;
 
 template <>
 struct LaneCodes<4> {
   uint4 unit[2];
+  template <int STEP>
   __device__ __forceinline__ void load(const std::byte* block, int lane) {
-    unit[0] = *reinterpret_cast<const uint4*>(block + lane * 16);
-    unit[1] = *reinterpret_cast<const uint4*>(block + 512 + lane * 16);
+    if constexpr (STEP % 4 == 0)
+      unit[STEP / 4] = *reinterpret_cast<const uint4*>(block + STEP / 4 * 512 + lane * 16);
   }
   template <int STEP>
   __device__ __forceinline__ FragmentA fragment() const {
@@ -46,9 +48,10 @@ struct LaneCodes<4> {
 template <>
 struct LaneCodes<8> {
   uint4 pairs[4];
+  template <int STEP>
   __device__ __forceinline__ void load(const std::byte* block, int lane) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) pairs[i] = *reinterpret_cast<const uint4*>(block + i * 512 + lane * 16);
+    if constexpr (STEP % 2 == 0)
+      pairs[STEP / 2] = *reinterpret_cast<const uint4*>(block + STEP / 2 * 512 + lane * 16);
   }
   template <int STEP>
   __device__ __forceinline__ FragmentA fragment() const {
@@ -64,8 +67,9 @@ struct LaneCodes<8> {
 template <>
 struct LaneCodes<2> {
   uint4 words;
+  template <int STEP>
   __device__ __forceinline__ void load(const std::byte* block, int lane) {
-    words = *reinterpret_cast<const uint4*>(block + lane * 16);
+    if constexpr (STEP == 0) words = *reinterpret_cast<const uint4*>(block + lane * 16);
   }
   template <int STEP>
   __device__ __forceinline__ FragmentA fragment() const {
@@ -83,9 +87,10 @@ template <>
 struct LaneCodes<3> {
   LaneCodes<2> low;
   uint2 high;
+  template <int STEP>
   __device__ __forceinline__ void load(const std::byte* block, int lane) {
-    low.load(block, lane);
-    high = *reinterpret_cast<const uint2*>(block + 512 + lane * 8);
+    low.load<STEP>(block, lane);
+    if constexpr (STEP == 0) high = *reinterpret_cast<const uint2*>(block + 512 + lane * 8);
   }
   template <int STEP>
   __device__ __forceinline__ FragmentA fragment() const {

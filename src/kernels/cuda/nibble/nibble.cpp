@@ -15,9 +15,6 @@ using gpu::kMostSmallRows;
 using gpu::PackedLayout;
 using gpu::PackedSite;
 
-// Whoever finishes a strip walks all slices of the inputs; the largest published layers have a dozen.
-constexpr int kMostSlices = 32;
-
 bool known_activation(ActivationKind kind) {
   return kind != ActivationKind::quick_gelu && kind != ActivationKind::tanh;
 }
@@ -38,19 +35,12 @@ Fit fit_packed(const LinearSite& site) {
   return Fit::yes(!both, site.epilogue.kind != EpilogueKind::activation && known_activation(site.epilogue.activation));
 }
 
-bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows, int multiprocessors) {
+bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows,
+              const gpu::SmallRowsDevice& device) {
   if (rows > kMostSmallRows || site.compute == DType::f32) return false;
-  // The kernel counts items, and eight times as many, in 32 bits.
+  // The kernel counts items, and sixteen times as many, in 32 bits.
   if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
-  return gpu::plan_small_rows(layout, rows, multiprocessors).slices <= kMostSlices;
-}
-
-int current_multiprocessors() {
-  int device = 0;
-  int count = 0;
-  check_cuda(cudaGetDevice(&device), "asking for the current GPU");
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "counting multiprocessors");
-  return count;
+  return gpu::plan_small_rows(layout, rows, device).fits;
 }
 
 class PackedKernel : public LinearKernel {
@@ -75,13 +65,12 @@ class NibbleKernel final : public PackedKernel {
   }
   std::size_t workspace(const LinearSite& site, std::int64_t rows) const override {
     const PackedLayout layout = gpu::layout_of(site);
-    const int multiprocessors = current_multiprocessors();
-    return few_rows(site, layout, rows, multiprocessors) ? gpu::small_rows_workspace(layout, rows, multiprocessors)
-                                                         : gpu::dequantised_workspace(site, layout, rows);
+    return few_rows(site, layout, rows, gpu::small_rows_device()) ? gpu::staged_rows_bytes(layout, rows)
+                                                                  : gpu::dequantised_workspace(site, layout, rows);
   }
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     const auto& site = static_cast<const PackedSite&>(packed);
-    if (few_rows(site.site, site.layout, args.rows, site.multiprocessors)) {
+    if (few_rows(site.site, site.layout, args.rows, site.small_rows_device)) {
       gpu::small_rows(site, args, cuda_stream(stream));
     } else {
       gpu::dequantised(site, args, cuda_stream(stream));

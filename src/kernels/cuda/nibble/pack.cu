@@ -164,7 +164,7 @@ bool keeps_y_bias(const LinearSite& site) {
 }  // namespace
 
 std::size_t PackedSite::bytes() const {
-  std::size_t all = weights->size() + tickets->size();
+  std::size_t all = weights->size();
   if (order) all += order->size();
   if (bias) all += bias->size();
   if (y_bias) all += y_bias->size();
@@ -173,7 +173,7 @@ std::size_t PackedSite::bytes() const {
 
 std::size_t packed_site_bytes(const LinearSite& site) {
   const PackedLayout layout = layout_of(site);
-  std::size_t bytes = layout.bytes() + static_cast<std::size_t>(layout.strips()) * 4;
+  std::size_t bytes = layout.bytes();
   const LinearDesc& first = site.parts.front();
   // Groups that are padded stand in another order, as those of act-order do.
   const bool padded =
@@ -189,7 +189,7 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
                                       CudaDevice& device, Stream& stream) {
   auto packed = std::make_unique<PackedSite>();
   packed->site = site;
-  packed->multiprocessors = device.multiprocessors();
+  packed->small_rows_device = small_rows_device();
   PackedLayout& layout = packed->layout;
   layout = layout_of(site);
   const GptqTensors& first = *tensors.front().gptq;
@@ -209,9 +209,6 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
         first.name, first.group_size);
   }
   packed->weights = device.allocate(layout.bytes(), "the weights of " + site.parts.front().name);
-  packed->tickets = device.allocate(static_cast<std::size_t>(layout.strips()) * 4, "tickets");
-  check_cuda(cudaMemsetAsync(packed->tickets->data(), 0, packed->tickets->size(), cuda_stream(stream).handle()),
-             "clearing tickets");
 
   std::size_t room = Staging::room(order.inputs.size() * 4) + Staging::room(order.groups.size() * 4);
   for (const LinearTensors& part : tensors) {

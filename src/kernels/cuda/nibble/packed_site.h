@@ -5,6 +5,7 @@
 #include "kernels/cuda/nibble/layout.h"
 #include "kernels/linear_kernel.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -12,17 +13,24 @@
 
 namespace nibble::gpu {
 
+/// What the kernel for few rows wants to know of a GPU.
+struct SmallRowsDevice {
+  int shared_bytes = 0;              // that a thread block can have
+  std::array<int, 4> clusters = {};  // of 1, 2, 4 and 8 thread blocks: how many run at a time; 0: there are none
+};
+/// Of the current GPU.
+SmallRowsDevice small_rows_device();
+
 class PackedSite final : public PackedLinear {
  public:
   LinearSite site;
   PackedLayout layout;
   std::vector<std::int64_t> first_strips;  // of each part (gated: one)
-  int multiprocessors = 0;
+  SmallRowsDevice small_rows_device;
   std::unique_ptr<Buffer> weights;
-  std::unique_ptr<Buffer> order;    // InputOrder::inputs, int32; null where packed place p holds input p
-  std::unique_ptr<Buffer> bias;     // f32, parts one after another; null where there is none
-  std::unique_ptr<Buffer> y_bias;   // the same in the outputs' type, for cuBLASLt; null where that is f32 or gated
-  std::unique_ptr<Buffer> tickets;  // uint32 [strips], all 0 between calls
+  std::unique_ptr<Buffer> order;   // InputOrder::inputs, int32; null where packed place p holds input p
+  std::unique_ptr<Buffer> bias;    // f32, parts one after another; null where there is none
+  std::unique_ptr<Buffer> y_bias;  // the same in the outputs' type, for cuBLASLt; null where that is f32 or gated
   std::size_t bytes() const override;
 
   const std::int32_t* order_data() const {
@@ -39,9 +47,7 @@ std::size_t packed_site_bytes(const LinearSite& site);
 
 // --- Up to kMostSmallRows rows: weights stream once through the tensor cores. f16 and bf16.
 constexpr std::int64_t kMostSmallRows = 16;
-/// `multiprocessors` of the device that it will run on.
-std::size_t small_rows_workspace(const PackedLayout& layout, std::int64_t rows, int multiprocessors);
-/// Prologue, product and epilogue in one kernel.
+/// Prologue, product and epilogue in one kernel (two with act-order); only where plan_small_rows() fits.
 void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream);
 
 // --- Any number of rows: weights are written out, then cuBLASLt multiplies.

@@ -1,11 +1,11 @@
-// What one call of the kernel for few rows is given, and how its work is divided.
+// How a product of few rows is divided, and what one call of its kernel is given.
 //
-// A small kernel stages the inputs (stage_rows.cu); the product is another. Its work is a line of items, one a block of
-// weights: inputs are cut into `slices` of whole blocks (so that a thread
-// block can keep a slice of all tokens in shared memory), and in a slice strip follows strip. The thread blocks divide
-// the line evenly, and in a thread block its warps. What they sum of a strip are pieces; pieces of several thread
-// blocks meet in global memory, where the last to arrive adds them in their order. So results depend on the shape and
-// the number of multiprocessors alone.
+// Weights go to warps in items: one block of weights of each of two neighbouring strips, a pair, which share the inputs
+// that they meet. A cluster of thread blocks has whole pairs; inside it each thread block has a slice of the inputs,
+// so that it keeps and stages no more than that, and inside a thread block its warps divide the line of items (pair
+// after pair) evenly. What a warp sums of a pair is a piece. A thread block adds the pieces of its warps, then the
+// cluster those of its thread blocks, through shared memory, each in a fixed order: nothing goes through global
+// memory, and results depend on the shape and the device alone.
 #pragma once
 
 #include "kernels/cuda/nibble/packed_site.h"
@@ -15,15 +15,25 @@
 
 namespace nibble::gpu {
 
-constexpr int kSmallWarps = 8;
+constexpr int kSmallWarps = 16;
 constexpr int kSmallThreads = kSmallWarps * 32;
+constexpr int kMostStages = 4;
+constexpr int kMostCluster = 8;  // the most thread blocks that a cluster can have everywhere
 constexpr int kMostParts = 4;
+// Places for barriers and what else a thread block keeps beside rings and inputs.
+constexpr std::size_t kSmallFixedBytes = 2048;
+constexpr int kMostTokens = static_cast<int>(kMostSmallRows);
+
+/// Bytes of the staged inputs of two steps (32 inputs) of `rows` tokens: [token][c] 16 bytes as matrix B wants them,
+/// and 16 more, so that the stores of a warp, of eight such pairs, meet eight different quarters of the banks.
+__host__ __device__ constexpr int staged_pair_bytes(int rows) { return rows * 64 + 16; }
 
 /// Inputs as stage_small_rows() leaves them in global memory for the product.
 struct StagedRows {
-  std::byte* inputs = nullptr;  // f16 in the order of matrix B: [block][pair of steps][token][c] 16 bytes
+  std::byte* inputs = nullptr;  // f16: [block][pair of steps] staged_pair_bytes()
   float* sums = nullptr;        // [set][token] of the staged inputs, times 2^-24
-  float* factors = nullptr;     // [token]: what the product's sums are multiplied by
+  float* factors = nullptr;     // [block][token]: what the block's sums are multiplied by
+  float* squares = nullptr;     // [stage_parts()][token]: sums of the inputs' squares, where there is a norm
 };
 
 struct SmallRowsArgs {
@@ -35,14 +45,22 @@ struct SmallRowsArgs {
   float zero = 0;  // the zero point where none are kept
 
   int rows = 0;
+  // The product stages x itself, unless a kernel before it has (staged.inputs).
+  const void* x = nullptr;
+  DType x_dtype = DType::f16;
+  std::int64_t x_stride = 0;
   StagedRows staged;
+  int staged_parts = 0;                // of staged.squares
+  int inputs = 0;                      // what the mean of squares is taken over
+  const float* norm_weight = nullptr;  // null: no norm
+  float norm_eps = 0;
 
-  int slices = 1;
-  int slice_blocks = 0;  // of all slices but the last
-  int quotient = 0;      // items a thread block; the first `remainder` have one more
-  int remainder = 0;
-  float* pieces = nullptr;
-  std::uint32_t* tickets = nullptr;  // [strips]
+  int cluster = 1;  // thread blocks
+  int clusters = 1;
+  int stages = 0;  // of each warp's ring
+  int slots = 0;   // pieces that a warp leaves beside its last
+  int inputs_bytes = 0;
+  int sums_bytes = 0;
 
   EpilogueKind epilogue = EpilogueKind::store;
   ActivationKind activation = ActivationKind::silu;
@@ -60,21 +78,23 @@ struct SmallRowsArgs {
 
 /// How a call is divided and what it takes.
 struct SmallRowsPlan {
-  int slices = 1;
-  int slice_blocks = 0;
-  int grid = 1;
-  int tiles = 1;  // of 8 tokens: 1 or 2
-  int stage_blocks = 1;
+  bool fits = false;  // in shared memory, some way
+  int tiles = 1;      // of 8 tokens: 1 or 2
+  int cluster = 1;
+  int clusters = 1;
+  int stages = 0;
+  int slots = 0;
+  std::size_t inputs_bytes = 0;  // of shared memory: the staged inputs, later the cluster's pieces
+  std::size_t sums_bytes = 0;
   std::size_t shared_bytes = 0;
-  std::size_t inputs_bytes = 0;  // of shared memory for the slice of inputs, or for pieces of warps
-  std::size_t staged_bytes = 0;  // in global memory: inputs, sums and factors
-  std::size_t pieces = 0;        // in global memory
-  std::size_t workspace_bytes() const;
 };
-SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, int multiprocessors);
+SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device);
 
-/// Where stage_small_rows() puts its results in the workspace.
+/// Where stage_small_rows() puts its results in the workspace, and how much of that it takes.
 StagedRows staged_rows(const PackedLayout& layout, std::int64_t rows, std::byte* workspace);
+std::size_t staged_rows_bytes(const PackedLayout& layout, std::int64_t rows);
+/// Parts of a row, each staged by a thread block of its own.
+int stage_parts(const PackedLayout& layout);
 /// Gathers, norms and scales the inputs once for all thread blocks of the product.
 void stage_small_rows(const PackedSite& packed, const LinearArgs& args, const StagedRows& to, CudaStream& stream);
 

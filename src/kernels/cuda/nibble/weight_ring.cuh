@@ -8,8 +8,6 @@
 
 namespace nibble::gpu {
 
-constexpr int kStages = 4;
-
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 /// Tells a barrier of one arrival to expect the bytes, and copies them; both multiples of 16, aligned to 16.
 __device__ __forceinline__ void bulk_copy(std::uint32_t to, const std::byte* from, int bytes, std::uint32_t barrier) {
@@ -47,40 +45,43 @@ __device__ __forceinline__ void init_barrier(std::uint32_t barrier) {
 
 class WeightRing {
  public:
-  /// `stages`: kStages * stage_bytes in shared memory; `barriers`: kStages words of 8 bytes there. All lanes call.
-  __device__ WeightRing(std::byte* stages, std::uint64_t* barriers, int stage_bytes, int lane)
-      : stages_(static_cast<std::uint32_t>(__cvta_generic_to_shared(stages))),
+  /// `memory`: count * 2 * block_bytes in shared memory; `barriers`: `count` words of 8 bytes there; `count`: 2 to 4
+  /// stages, each of two blocks. All lanes call.
+  __device__ WeightRing(std::byte* memory, std::uint64_t* barriers, int count, int block_bytes, int lane)
+      : stages_(static_cast<std::uint32_t>(__cvta_generic_to_shared(memory))),
         barriers_(static_cast<std::uint32_t>(__cvta_generic_to_shared(barriers))),
-        memory_(stages),
-        stage_bytes_(stage_bytes),
+        memory_(memory),
+        count_(count),
+        block_bytes_(block_bytes),
         lane_(lane) {
 #if __CUDA_ARCH__ >= 900
     if (lane == 0) {
-      for (int i = 0; i < kStages; ++i) init_barrier(barriers_ + 8 * i);
+      for (int i = 0; i < count_; ++i) init_barrier(barriers_ + 8 * i);
     }
     __syncwarp();
 #endif
   }
 
-  /// Starts filling the next stage with `first_bytes` from `first`, and behind them `second_bytes` from `second` (both
-  /// multiples of 16, aligned to 16). Calls with 0 bytes keep the count of stages.
-  __device__ void fill(const std::byte* first, int first_bytes, const std::byte* second, int second_bytes) {
-    const std::uint32_t to = stages_ + static_cast<std::uint32_t>(fill_ * stage_bytes_);
+  /// Starts filling the next stage with two blocks, aligned to 16; or with nothing, which the count of copies in
+  /// flight wants to know.
+  __device__ __forceinline__ void fill(const std::byte* first, const std::byte* second, bool any) {
+    const std::uint32_t to = stages_ + static_cast<std::uint32_t>(fill_ * 2 * block_bytes_);
 #if __CUDA_ARCH__ >= 900
-    if (lane_ == 0 && first_bytes > 0) {
+    if (any && lane_ == 0) {
       const std::uint32_t barrier = barriers_ + 8 * fill_;
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
-                   "r"(first_bytes + second_bytes)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(2 * block_bytes_)
                    : "memory");
-      copy(to, first, first_bytes, barrier);
-      if (second_bytes > 0) copy(to + first_bytes, second, second_bytes, barrier);
+      copy(to, first, block_bytes_, barrier);
+      copy(to + block_bytes_, second, block_bytes_, barrier);
     }
 #else
-    for (int i = lane_ * 16; i < first_bytes; i += 32 * 16) copy(to + i, first + i);
-    for (int i = lane_ * 16; i < second_bytes; i += 32 * 16) copy(to + first_bytes + i, second + i);
+    for (int i = lane_ * 16; any && i < block_bytes_; i += 32 * 16) {
+      copy(to + i, first + i);
+      copy(to + block_bytes_ + i, second + i);
+    }
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
-    fill_ = fill_ + 1 == kStages ? 0 : fill_ + 1;
+    fill_ = fill_ + 1 == count_ ? 0 : fill_ + 1;
   }
 
   /// Waits for the oldest stage that is not released, and returns it.
@@ -88,16 +89,22 @@ class WeightRing {
 #if __CUDA_ARCH__ >= 900
     wait_barrier(barriers_ + 8 * read_, parity_);
 #else
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
+    if (count_ == 4) {
+      asm volatile("cp.async.wait_group 3;" ::: "memory");
+    } else if (count_ == 3) {
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+    } else {
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+    }
     __syncwarp();
 #endif
-    return memory_ + read_ * stage_bytes_;
+    return memory_ + read_ * 2 * block_bytes_;
   }
 
   /// All lanes have read the stage that wait() gave: it may be filled again.
   __device__ void release() {
     __syncwarp();
-    if (++read_ == kStages) {
+    if (++read_ == count_) {
       read_ = 0;
       parity_ ^= 1u;
     }
@@ -119,7 +126,8 @@ class WeightRing {
   std::uint32_t stages_;
   std::uint32_t barriers_;
   const std::byte* memory_;
-  int stage_bytes_;
+  int count_;
+  int block_bytes_;
   int lane_;
   int fill_ = 0;
   int read_ = 0;
