@@ -42,7 +42,7 @@ __global__ void dequantise_kernel(const DequantiseArgs a, T* to) {
   const int lane = threadIdx.x % 32;
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp;
   if (index >= a.all_blocks) return;
-  const std::byte* block = a.weights + index * a.block_bytes;
+  const std::byte* block = a.weights + block_place(index / a.blocks, index % a.blocks, a.blocks) * a.block_bytes;
   const int g = lane / 4;
   const int c = lane % 4;
   LaneCodes<BITS> codes;

@@ -23,8 +23,8 @@ __host__ __device__ constexpr int input_shift(int bits, int step, int pair) {
   return bits == 8 ? 0 : bits == 4 ? 4 * pair : 4 * (step & 1) + 2 * pair;
 }
 
-/// The codes of one lane for a block. load<STEP>() reads those that begin at a step, from shared or global memory; it is
-/// called for each step in turn, before fragment<STEP>().
+/// The codes of one lane for a block. load<STEP>() reads those that begin at a step, from shared or global memory; it
+/// is called for each step in turn, before fragment<STEP>().
 template <int BITS>
 struct LaneCodes;
 
@@ -33,8 +33,7 @@ struct LaneCodes<4> {
   uint4 unit[2];
   template <int STEP>
   __device__ __forceinline__ void load(const std::byte* block, int lane) {
-    if constexpr (STEP % 4 == 0)
-      unit[STEP / 4] = *reinterpret_cast<const uint4*>(block + STEP / 4 * 512 + lane * 16);
+    if constexpr (STEP % 4 == 0) unit[STEP / 4] = *reinterpret_cast<const uint4*>(block + STEP / 4 * 512 + lane * 16);
   }
   template <int STEP>
   __device__ __forceinline__ FragmentA fragment() const {
@@ -50,8 +49,7 @@ struct LaneCodes<8> {
   uint4 pairs[4];
   template <int STEP>
   __device__ __forceinline__ void load(const std::byte* block, int lane) {
-    if constexpr (STEP % 2 == 0)
-      pairs[STEP / 2] = *reinterpret_cast<const uint4*>(block + STEP / 2 * 512 + lane * 16);
+    if constexpr (STEP % 2 == 0) pairs[STEP / 2] = *reinterpret_cast<const uint4*>(block + STEP / 2 * 512 + lane * 16);
   }
   template <int STEP>
   __device__ __forceinline__ FragmentA fragment() const {

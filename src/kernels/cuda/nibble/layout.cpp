@@ -24,7 +24,7 @@ std::int64_t PackedLayout::strips() const {
 }
 
 std::size_t PackedLayout::bytes() const {
-  return checked_mul(static_cast<std::size_t>(checked_mul(strips(), blocks, "the blocks of a matrix")),
+  return checked_mul(static_cast<std::size_t>(checked_mul(2 * pairs(), blocks, "the blocks of a matrix")),
                      static_cast<std::size_t>(block_bytes()), "a packed matrix");
 }
 

@@ -1,9 +1,10 @@
 // How the kernels `nibble` and `dequant` keep quantised weights on the GPU: one layout for all numbers of rows.
 //
-// Outputs go in strips of 16, inputs in blocks of 128. The blocks of a strip follow each other, so that a strip is one
-// stream of memory. A block holds its 16 x 128 codes in the order in which a warp's tensor core takes them as matrix A
-// (mma m16n8k16: lane = 4 g + c has rows g and g + 8, inputs 2c, 2c + 1, 2c + 8, 2c + 9 of each 16), then its scales,
-// then, unless all zero points are 2^(bits-1), its zero points:
+// Outputs go in strips of 16, inputs in blocks of 128. Two strips make a pair, whose blocks follow each other in turns,
+// block 0 of both, then block 1: so a pair is one stream of memory, and what meets the same inputs lies together. Where
+// the last pair has one strip, the other's blocks are zeros. A block holds its 16 x 128 codes in the order in which a
+// warp's tensor core takes them as matrix A (mma m16n8k16: lane = 4 g + c has rows g and g + 8, inputs 2c, 2c + 1, 2c +
+// 8, 2c + 9 of each 16), then its scales, then, unless all zero points are 2^(bits-1), its zero points:
 //
 //   4 bits: [unit of 64 inputs][lane] 16 bytes, a word for each 16 inputs ("step"). In each half of a word (low: input
 //     2c or 2c + 8, high: 2c + 1 or 2c + 9) bits 0-3 are row g, input 2c; 4-7 row g, 2c + 8; 8-11 row g + 8, 2c; 12-15
@@ -44,9 +45,15 @@ struct PackedLayout {
 
   std::int64_t packed_inputs() const { return blocks * kBlockInputs; }
   std::int64_t strips() const;
+  std::int64_t pairs() const { return (strips() + 1) / 2; }
   int block_bytes() const { return bits * 256 + sets * (32 + (zeros ? 16 : 0)); }
   std::size_t bytes() const;
 };
+
+/// Where a block stands, in blocks from the first.
+constexpr std::int64_t block_place(std::int64_t strip, std::int64_t block, std::int64_t blocks) {
+  return (strip / 2 * blocks + block) * 2 + strip % 2;
+}
 
 /// The layout of a site by its description alone: groups are taken to be as large as group_size says.
 PackedLayout layout_of(const LinearSite& site);

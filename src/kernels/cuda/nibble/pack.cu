@@ -28,6 +28,7 @@ struct PackArgs {
   int block_bytes = 0;
   std::int64_t blocks = 0;
   std::int64_t strips = 0;
+  std::int64_t first_strip = 0;
   const std::int32_t* order = nullptr;   // [blocks * 128]
   const std::int32_t* groups = nullptr;  // [blocks * sets]
   std::byte* to = nullptr;               // the part's first strip
@@ -57,7 +58,7 @@ __global__ void pack_kernel(const PackArgs a) {
   const std::int64_t low_row = a.gated ? strip * 8 + g : strip * 16 + g;
   const std::int64_t high_row = a.gated ? low_row : low_row + 8;
   const std::int32_t* order = a.order + block * kBlockInputs;
-  std::byte* to = a.to + index * a.block_bytes;
+  std::byte* to = a.to + block_place(a.first_strip + strip, block, a.blocks) * a.block_bytes;
 
   // Of row g (high = false) or g + 8, step s, pair, and which of the pair's two inputs.
   const auto code = [&](bool high, int step, int pair, int which) {
@@ -229,6 +230,12 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
     sources.push_back(source);
   }
 
+  if (layout.strips() % 2 != 0) {
+    const std::size_t pair = packed->weights->size() / static_cast<std::size_t>(layout.pairs());
+    check_cuda(cudaMemsetAsync(packed->weights->data() + packed->weights->size() - pair, 0, pair,
+                               cuda_stream(stream).handle()),
+               "clearing a half pair of strips");
+  }
   PackArgs args;
   args.gated = layout.gated;
   args.zeros = layout.zeros;
@@ -238,14 +245,14 @@ std::unique_ptr<PackedSite> pack_site(const LinearSite& site, std::span<const Li
   args.blocks = layout.blocks;
   args.order = places;
   args.groups = groups;
+  args.to = packed->weights->data();
   std::int64_t strip = 0;
   for (std::size_t part = 0; part < layout.part_strips.size(); ++part) {
     packed->first_strips.push_back(strip);
     args.low = sources[part];
     args.high = sources[layout.gated ? 1 : part];
     args.strips = layout.part_strips[part];
-    args.to = packed->weights->data() +
-              static_cast<std::size_t>(strip * layout.blocks) * static_cast<std::size_t>(args.block_bytes);
+    args.first_strip = strip;
     const std::int64_t count = ceil_div(args.strips * args.blocks, std::int64_t{kWarps});
     launch(cuda_stream(stream), dim3(static_cast<unsigned>(count)), dim3(kWarps * 32), 0, Overlap::no, pack_kernel,
            args);

@@ -21,15 +21,19 @@
 namespace nibble::gpu {
 namespace {
 
-// Chunks of inputs that a lane has under way while it stages: two rounds for 16 tokens of 1280 inputs.
-constexpr int kChunksAtOnce = 4;
+// Chunks of inputs that a lane has under way while it stages: more would be more code.
+constexpr int kChunksAtOnce = 2;
 
 struct Shared {
-  std::uint64_t barriers[kSmallWarps][kMostStages];
-  std::uint64_t inputs_barrier;
+  std::uint64_t rings[kSmallWarps][kMostStages];
+  std::uint64_t inputs;                          // what a kernel before this one has staged
+  std::uint64_t pieces;                          // of the cluster's thread blocks
   float squares[kSmallWarps];                    // of what each warp has staged
   float all_squares[kMostCluster][kMostTokens];  // of each thread block's slice
-  int2 units[kSmallWarps];                       // the first and last pair of which a warp has a piece
+  int first_pair[kSmallWarps];                   // of which a warp has a piece
+  int last_pair[kSmallWarps];
+  std::uint8_t first_warp[kMostPairs];  // that has a piece of a pair
+  std::uint8_t last_warp[kMostPairs];
 };
 static_assert(sizeof(Shared) <= kSmallFixedBytes);
 
@@ -50,19 +54,20 @@ __device__ __forceinline__ int cluster_rank() {
   return static_cast<int>(rank);
 }
 
+// The thread blocks of the cluster have started and set up their barriers once all have come here.
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 #endif
 }
 
-// Stores into the shared memory of another thread block of the cluster, at the place that `here` is in this one's.
+// The address of `here` in the shared memory of another thread block of the cluster.
 __device__ __forceinline__ std::uint32_t remote_address(const void* here, int rank) {
   std::uint32_t address = static_cast<std::uint32_t>(__cvta_generic_to_shared(here));
 #if __CUDA_ARCH__ >= 900
@@ -71,18 +76,27 @@ __device__ __forceinline__ std::uint32_t remote_address(const void* here, int ra
   return address;
 }
 
-__device__ __forceinline__ void store_remote(const void* here, int rank, float4 v) {
+// Sends to a thread block of the cluster, to the place that `here` is in this one; its barrier counts the bytes.
+__device__ __forceinline__ void send(const void* here, int rank, const std::uint64_t* barrier, float4 v) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote_address(here, rank)), "f"(v.x),
-               "f"(v.y), "f"(v.z), "f"(v.w)
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   remote_address(here, rank)),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_address(barrier, rank))
                : "memory");
 #endif
 }
 
-__device__ __forceinline__ void store_remote(const void* here, int rank, float v) {
+__device__ __forceinline__ void send(const void* here, int rank, const std::uint64_t* barrier, float v) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote_address(here, rank)), "f"(v) : "memory");
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+                   remote_address(here, rank)),
+               "f"(v), "r"(remote_address(barrier, rank))
+               : "memory");
 #endif
+}
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // --- Inputs ----------------------------------------------------------------------------------------------------------
@@ -160,7 +174,7 @@ __device__ __forceinline__ void stage_slice(const SmallRowsArgs& a, Shared& shar
         v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w, v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
       }
       stage_chunk(v, chunk, BITS, SETS, a.rows, token, active, inputs + block * 4 * staged_pair_bytes(a.rows),
-                  sums + block * SETS * a.rows, factors + block * a.rows);
+                  sums + block * SETS * staged_tokens(a.rows), factors + block * staged_tokens(a.rows));
     }
   }
   squares = warp_sum(squares);
@@ -181,16 +195,16 @@ __device__ __forceinline__ void load_slice(const SmallRowsArgs& a, Shared& share
   const std::byte* from = a.staged.inputs + static_cast<std::int64_t>(first_block) * block_bytes;
   const int bytes = blocks * block_bytes;
 #if __CUDA_ARCH__ >= 900
-  const auto barrier = static_cast<std::uint32_t>(__cvta_generic_to_shared(&shared.inputs_barrier));
-  if (threadIdx.x == 0) bulk_copy(static_cast<std::uint32_t>(__cvta_generic_to_shared(inputs)), from, bytes, barrier);
+  if (threadIdx.x == 0) bulk_copy(shared_address(inputs), from, bytes, shared_address(&shared.inputs));
 #else
   for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += kSmallThreads * 16)
     *reinterpret_cast<uint4*>(inputs + i) = __ldcg(reinterpret_cast<const uint4*>(from + i));
 #endif
-  const int first = first_block * a.rows;
-  for (int i = static_cast<int>(threadIdx.x); i < blocks * SETS * a.rows; i += kSmallThreads)
+  const int tokens = staged_tokens(a.rows);
+  const int first = first_block * tokens;
+  for (int i = static_cast<int>(threadIdx.x); i < blocks * SETS * tokens; i += kSmallThreads)
     sums[i] = __ldcg(a.staged.sums + first * SETS + i);
-  for (int i = static_cast<int>(threadIdx.x); i < blocks * a.rows; i += kSmallThreads)
+  for (int i = static_cast<int>(threadIdx.x); i < blocks * tokens; i += kSmallThreads)
     factors[i] = __ldcg(a.staged.factors + first + i);
   if (a.norm_weight != nullptr && static_cast<int>(threadIdx.x) < a.rows) {
     float sum = 0;
@@ -198,7 +212,7 @@ __device__ __forceinline__ void load_slice(const SmallRowsArgs& a, Shared& share
     shared.all_squares[0][threadIdx.x] = sum;
   }
 #if __CUDA_ARCH__ >= 900
-  wait_barrier(barrier, 0);
+  wait_barrier(shared_address(&shared.inputs), 0);
 #endif
 }
 
@@ -261,17 +275,13 @@ struct PairProduct {
       }
 #pragma unroll
       for (int t = 0; t < TILES; ++t) {
-        // Tokens past the last repeat it; nobody reads their results.
-        const int first = min(8 * t + 2 * c, a.rows - 1);
-        const int second = min(8 * t + 2 * c + 1, a.rows - 1);
-        const float x0 = sums[SET * a.rows + first];
-        const float x1 = sums[SET * a.rows + second];
-        const float f0 = factors[first];
-        const float f1 = factors[second];
-        acc[h][t][0] += s.x * f0 * (part[h][t][0] - z0 * x0);
-        acc[h][t][1] += s.x * f1 * (part[h][t][1] - z0 * x1);
-        acc[h][t][2] += s.y * f0 * (part[h][t][2] - z1 * x0);
-        acc[h][t][3] += s.y * f1 * (part[h][t][3] - z1 * x1);
+        // Of tokens past the last anything may stand here; nobody reads their results.
+        const float2 x = *reinterpret_cast<const float2*>(sums + SET * 8 * TILES + 8 * t + 2 * c);
+        const float2 f = *reinterpret_cast<const float2*>(factors + 8 * t + 2 * c);
+        acc[h][t][0] += s.x * f.x * (part[h][t][0] - z0 * x.x);
+        acc[h][t][1] += s.x * f.y * (part[h][t][1] - z0 * x.y);
+        acc[h][t][2] += s.y * f.x * (part[h][t][2] - z1 * x.x);
+        acc[h][t][3] += s.y * f.y * (part[h][t][3] - z1 * x.y);
       }
     }
   }
@@ -288,10 +298,9 @@ __device__ __forceinline__ float read(const void* p, DType dtype, std::int64_t i
 __device__ __forceinline__ void write(void* p, DType dtype, std::int64_t i, float v) {
   if (dtype == DType::f32) {
     static_cast<float*>(p)[i] = v;
-  } else if (dtype == DType::f16) {
-    static_cast<__half*>(p)[i] = __float2half_rn(v);
   } else {
-    static_cast<__nv_bfloat16*>(p)[i] = __float2bfloat16_rn(v);
+    static_cast<std::uint16_t*>(p)[i] =
+        dtype == DType::f16 ? __half_as_ushort(__float2half_rn(v)) : __bfloat16_as_ushort(__float2bfloat16_rn(v));
   }
 }
 
@@ -332,7 +341,8 @@ __device__ __forceinline__ void load_residual(const SmallRowsArgs& a, const Plac
 __device__ __forceinline__ float token_factor(const SmallRowsArgs& a, const Shared& shared, int token) {
   if (a.norm_weight == nullptr) return 1;
   float squares = 0;
-  const int parts = a.staged.inputs != nullptr ? 1 : a.cluster;
+  const int parts = a.staged.inputs != nullptr ? 1 : 1 << a.log_cluster;
+#pragma unroll 1
   for (int i = 0; i < parts; ++i) squares += shared.all_squares[i][min(token, a.rows - 1)];
   return rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps);
 }
@@ -364,78 +374,79 @@ __device__ __forceinline__ void finish(const SmallRowsArgs& a, const Shared& sha
 
 // --- The kernel ------------------------------------------------------------------------------------------------------
 
-// What a thread block has: a slice of the inputs for the pairs of its cluster.
-struct Share {
-  int first_pair;
-  int pairs;
-  int first_block;
-  int blocks;
-  __device__ int items() const { return pairs * blocks; }
-  __device__ int begin_of(int warp) const { return items() * warp / kSmallWarps; }
-  __device__ int warp_of(int item) const { return ((item + 1) * kSmallWarps - 1) / items(); }
-};
-
 template <int BITS, int TILES, int SETS>
 __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a) {
   extern __shared__ __align__(128) std::byte memory[];
   constexpr int kPieceBytes = 2 * TILES * 512;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int ring_bytes = a.stages * 2 * a.block_bytes;
+  const int item_bytes = 2 * a.block_bytes;
+  const int ring_bytes = a.stages * item_bytes;
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   std::byte* rings = memory + kSmallFixedBytes;
   std::byte* inputs = rings + kSmallWarps * ring_bytes;
   auto* sums = reinterpret_cast<float*>(inputs + a.inputs_bytes);
   std::byte* slots = inputs + a.inputs_bytes + a.sums_bytes;
+  std::byte* received = slots + a.slots_bytes;  // [thread block of the cluster][group] 32 lanes of float4
+  // Barriers are many, so each thread sets up one of them.
+  if (threadIdx.x < kSmallWarps * kMostStages + 2) init_barrier(shared_address(&shared.rings[0][0] + threadIdx.x));
+  __syncthreads();
 
+  // What this thread block has: a slice of the inputs for the pairs of its cluster. `pair` and `block` count in it.
   const int rank = cluster_rank();
-  const int cluster = static_cast<int>(blockIdx.x) / a.cluster;
-  const int all_pairs = (a.strips + 1) / 2;
-  Share share;
-  share.first_pair = all_pairs * cluster / a.clusters;
-  share.pairs = all_pairs * (cluster + 1) / a.clusters - share.first_pair;
-  share.first_block = a.blocks * rank / a.cluster;
-  share.blocks = a.blocks * (rank + 1) / a.cluster - share.first_block;
-  float* factors = sums + share.blocks * SETS * a.rows;
+  const int cluster = static_cast<int>(blockIdx.x) >> a.log_cluster;
+  const int first_pair = cluster * a.cluster_pairs + min(cluster, a.longer_clusters);
+  const int pairs = a.cluster_pairs + (cluster < a.longer_clusters ? 1 : 0);
+  const int first_block = rank * a.slice_blocks + min(rank, a.longer_slices);
+  const int blocks = a.slice_blocks + (rank < a.longer_slices ? 1 : 0);
+  float* factors = sums + blocks * SETS * 8 * TILES;
+  const int begin = pairs * blocks * warp / kSmallWarps;
+  const int end = pairs * blocks * (warp + 1) / kSmallWarps;
+  int pair = begin / blocks;
+  int block = begin - pair * blocks;
 
-  const int begin = share.begin_of(warp);
-  const int end = share.begin_of(warp + 1);
-  int pair = begin / share.blocks;  // of this thread block's
-  int block = begin - pair * share.blocks;
-  WeightRing ring(rings + warp * ring_bytes, shared.barriers[warp], a.stages, a.block_bytes, lane);
-  if (threadIdx.x == 0) init_barrier(static_cast<std::uint32_t>(__cvta_generic_to_shared(&shared.inputs_barrier)));
-
-  // What is fetched next.
-  const std::int64_t strip_bytes = static_cast<std::int64_t>(a.blocks) * a.block_bytes;
-  int fetch_pair = share.first_pair + pair;
-  int fetch_block = share.first_block + block;
+  WeightRing ring(rings + warp * ring_bytes, shared.rings[warp], a.stages, item_bytes, lane);
+  const std::byte* from =
+      a.weights + (static_cast<std::int64_t>(first_pair + pair) * a.blocks + first_block + block) * item_bytes;
   int to_fetch = end - begin;
+  int in_pair = blocks - block;
   const auto fill = [&] {
-    const std::byte* from =
-        a.weights + 2 * fetch_pair * strip_bytes + static_cast<std::int64_t>(fetch_block) * a.block_bytes;
-    // The last pair may have one strip, which is then there twice.
-    ring.fill(from, 2 * fetch_pair + 1 < a.strips ? from + strip_bytes : from, to_fetch > 0);
+    ring.fill(from, to_fetch > 0);
     --to_fetch;
-    if (++fetch_block == share.first_block + share.blocks) {
-      fetch_block = share.first_block;
-      ++fetch_pair;
+    from += item_bytes;
+    if (--in_pair == 0) {
+      in_pair = blocks;
+      from += (a.blocks - blocks) * item_bytes;
     }
   };
 #pragma unroll 1
   for (int i = 0; i < a.stages; ++i) fill();
-  if (lane == 0) shared.units[warp] = make_int2(pair, end > begin ? (end - 1) / share.blocks : -1);
-  if (a.norm_weight != nullptr && a.staged.inputs == nullptr) {
-    for (int i = static_cast<int>(threadIdx.x) * 32; i < share.blocks * kBlockInputs; i += kSmallThreads * 32)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_weight + share.first_block * kBlockInputs + i));
+  if (a.norm_weight != nullptr && a.staged.inputs == nullptr &&
+      static_cast<int>(threadIdx.x) * 32 < blocks * kBlockInputs) {
+    // A line of 128 bytes a thread: 16384 inputs. What is beyond comes a little later.
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_weight + first_block * kBlockInputs + threadIdx.x * 32));
+  }
+  // The groups of 32 lanes' sums, strips of pairs and tiles of strips, of which the cluster's thread blocks finish one
+  // in turn.
+  const int groups = pairs * 2 * TILES;
+  const int log = a.log_cluster;
+  if (log > 0) {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) {
+      const int own = (groups - rank + (1 << log) - 1) >> log;
+      const int norms = a.norm_weight != nullptr && a.staged.inputs == nullptr ? a.rows * 4 : 0;
+      expect_bytes(shared_address(&shared.pieces), (own * 512 + norms) << log);
+    }
+#endif
+    cluster_arrive();
   }
   // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
   pdl_launch();
   pdl_wait();
   if (a.staged.inputs != nullptr) {
-    __syncthreads();  // the barrier is set up
-    load_slice<SETS>(a, shared, share.first_block, share.blocks, inputs, sums, factors);
+    load_slice<SETS>(a, shared, first_block, blocks, inputs, sums, factors);
   } else {
-    stage_slice<BITS, SETS>(a, shared, share.first_block, share.blocks, inputs, sums, factors);
+    stage_slice<BITS, SETS>(a, shared, first_block, blocks, inputs, sums, factors);
   }
   __syncthreads();
 
@@ -449,86 +460,85 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     for (int i = 0; i < 2 * TILES; ++i) {
       float(&v)[4] = acc[i / TILES][i % TILES];
       *reinterpret_cast<float4*>(piece + i * 512 + lane * 16) = make_float4(v[0], v[1], v[2], v[3]);
-      v[0] = v[1] = v[2] = v[3] = 0;
     }
   };
+  if (lane == 0) shared.first_pair[warp] = pair;
   std::byte* slot = slots + warp * a.slots * kPieceBytes;
 #pragma unroll 1
   for (int item = begin; item < end; ++item) {
+    if (block == 0 && lane == 0) shared.first_warp[pair] = static_cast<std::uint8_t>(warp);
     const std::byte* weights = ring.wait();
     PairProduct<BITS, TILES, SETS> product;
     uint4 b[TILES];
-    product.template step<0>(a, weights, inputs + block * 4 * staged_pair_bytes(a.rows), sums + block * SETS * a.rows,
-                             factors + block * a.rows, token_at, lane, b, acc);
+    product.template step<0>(a, weights, inputs + block * 4 * staged_pair_bytes(a.rows),
+                             sums + block * SETS * 8 * TILES, factors + block * 8 * TILES, token_at, lane, b, acc);
     ring.release();
     fill();
-    if (++block == share.blocks && item + 1 < end) {
+    if (++block == blocks) {
+      if (lane == 0) shared.last_warp[pair] = static_cast<std::uint8_t>(warp);
+      if (item + 1 == end) break;
+      block = 0;
+      ++pair;
       leave(slot);
       slot += kPieceBytes;
-      block = 0;
+#pragma unroll
+      for (int i = 0; i < 2 * TILES; ++i)
+        acc[i / TILES][i % TILES][0] = acc[i / TILES][i % TILES][1] = acc[i / TILES][i % TILES][2] =
+            acc[i / TILES][i % TILES][3] = 0;
     }
   }
   // The ring has nothing under way any more: its memory takes the last piece.
   if (end > begin) leave(rings + warp * ring_bytes);
+  if (lane == 0) shared.last_pair[warp] = end > begin ? pair : -1;
 
   __syncthreads();
-  // Groups of 32 lanes' sums: strips of pairs, tiles of strips.
-  const int groups = share.pairs * 2 * TILES;
-  const auto sum_of_warps = [&](int group) {
+  if (log > 0) cluster_wait();
+#pragma unroll 1
+  for (int group = warp; group < groups; group += kSmallWarps) {
     const int at = group / (2 * TILES);
-    const int first = share.warp_of(at * share.blocks);
-    const int last = share.warp_of((at + 1) * share.blocks - 1);
     float4 sum = make_float4(0, 0, 0, 0);
-    for (int w = first; w <= last; ++w) {
-      const int2 units = shared.units[w];
-      if (at > units.y) continue;  // it has nothing
+#pragma unroll 1
+    for (int w = shared.first_warp[at]; w <= shared.last_warp[at]; ++w) {
+      const int last = shared.last_pair[w];
+      if (at > last) continue;  // it has nothing
       const std::byte* piece =
-          at == units.y ? rings + w * ring_bytes : slots + (w * a.slots + at - units.x) * kPieceBytes;
+          at == last ? rings + w * ring_bytes : slots + (w * a.slots + at - shared.first_pair[w]) * kPieceBytes;
       const float4 v = *reinterpret_cast<const float4*>(piece + group % (2 * TILES) * 512 + lane * 16);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
-    return sum;
-  };
-  const auto place = [&](int group) {
-    return place_of(a, 2 * (share.first_pair + group / (2 * TILES)) + group / TILES % 2, group % TILES, lane);
-  };
-  if (a.cluster == 1) {
-    for (int group = warp; group < groups; group += kSmallWarps) {
-      const Place p = place(group);
-      float residual[4];
-      load_residual(a, p, residual);
-      finish(a, shared, p, sum_of_warps(group), residual);
+    std::byte* to = received + ((rank * a.groups + (group >> log)) * 32 + lane) * 16;
+    if (log > 0) {
+      send(to, group & ((1 << log) - 1), &shared.pieces, sum);
+    } else {
+      *reinterpret_cast<float4*>(to) = sum;  // for this lane itself
     }
-    return;
   }
-  // Each thread block finishes every cluster-th group. All have read their inputs: the pieces of the others go there.
-  cluster_arrive();
-  const int own = (groups + a.cluster - 1) / a.cluster;
-  cluster_wait();
-  for (int group = warp; group < groups; group += kSmallWarps)
-    store_remote(inputs + ((rank * own + group / a.cluster) * 32 + lane) * 16, group % a.cluster, sum_of_warps(group));
-  if (a.norm_weight != nullptr && a.staged.inputs == nullptr &&
-      static_cast<int>(threadIdx.x) < a.cluster * kMostTokens) {
+  if (log > 0 && a.norm_weight != nullptr && a.staged.inputs == nullptr &&
+      static_cast<int>(threadIdx.x) < kMostTokens << log && static_cast<int>(threadIdx.x) % kMostTokens < a.rows) {
     const float* squares = &shared.all_squares[rank][threadIdx.x % kMostTokens];
-    store_remote(squares, static_cast<int>(threadIdx.x) / kMostTokens, *squares);
+    send(squares, static_cast<int>(threadIdx.x) / kMostTokens, &shared.pieces, *squares);
   }
-  cluster_arrive();
-  float residual[4];
-  Place p = place(warp * a.cluster + rank);
-  load_residual(a, p, residual);
-  cluster_wait();
-  for (int i = warp; i * a.cluster + rank < groups; i += kSmallWarps) {
-    if (i != warp) {
-      p = place(i * a.cluster + rank);
-      load_residual(a, p, residual);
-    }
+#pragma unroll 1
+  for (int i = warp; (i << log) + rank < groups; i += kSmallWarps) {
+    const int group = (i << log) + rank;
+    const Place p = place_of(a, 2 * (first_pair + group / (2 * TILES)) + group / TILES % 2, group % TILES, lane);
+    float residual[4];
+    load_residual(a, p, residual);
+#if __CUDA_ARCH__ >= 900
+    if (log > 0) wait_barrier(shared_address(&shared.pieces), 0);
+#endif
     float4 sum = make_float4(0, 0, 0, 0);
-    for (int r = 0; r < a.cluster; ++r) {
-      const float4 v = *reinterpret_cast<const float4*>(inputs + ((r * own + i) * 32 + lane) * 16);
+#pragma unroll 1
+    for (int r = 0; r < 1 << log; ++r) {
+      const float4 v = *reinterpret_cast<const float4*>(received + ((r * a.groups + i) * 32 + lane) * 16);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
     finish(a, shared, p, sum, residual);
   }
+#if __CUDA_ARCH__ >= 900
+  // What is on its way here must not find the memory another's.
+  if (log > 0) wait_barrier(shared_address(&shared.pieces), 0);
+#endif
 }
 
 using Kernel = void (*)(SmallRowsArgs);
@@ -638,12 +648,18 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
     a.staged_parts = stage_parts(layout);
     stage_small_rows(packed, args, a.staged, stream);
   }
-  a.cluster = plan.cluster;
-  a.clusters = plan.clusters;
+  const int pairs = static_cast<int>(layout.pairs());
+  a.log_cluster = std::countr_zero(static_cast<unsigned>(plan.cluster));
+  a.cluster_pairs = pairs / plan.clusters;
+  a.longer_clusters = pairs % plan.clusters;
+  a.slice_blocks = a.blocks / plan.cluster;
+  a.longer_slices = a.blocks % plan.cluster;
   a.stages = plan.stages;
   a.slots = plan.slots;
+  a.groups = plan.groups;
   a.inputs_bytes = static_cast<int>(plan.inputs_bytes);
   a.sums_bytes = static_cast<int>(plan.sums_bytes);
+  a.slots_bytes = static_cast<int>(plan.slots_bytes);
   a.epilogue = site.epilogue.kind;
   a.activation = site.epilogue.activation;
   a.bias = packed.bias_data();

@@ -19,6 +19,7 @@ constexpr int kSmallWarps = 16;
 constexpr int kSmallThreads = kSmallWarps * 32;
 constexpr int kMostStages = 4;
 constexpr int kMostCluster = 8;  // the most thread blocks that a cluster can have everywhere
+constexpr int kMostPairs = 256;  // of a cluster
 constexpr int kMostParts = 4;
 // Places for barriers and what else a thread block keeps beside rings and inputs.
 constexpr std::size_t kSmallFixedBytes = 2048;
@@ -28,11 +29,14 @@ constexpr int kMostTokens = static_cast<int>(kMostSmallRows);
 /// and 16 more, so that the stores of a warp, of eight such pairs, meet eight different quarters of the banks.
 __host__ __device__ constexpr int staged_pair_bytes(int rows) { return rows * 64 + 16; }
 
+/// Tokens for which there are places among sums and factors: whole tiles of 8.
+__host__ __device__ constexpr int staged_tokens(int rows) { return rows <= 8 ? 8 : 16; }
+
 /// Inputs as stage_small_rows() leaves them in global memory for the product.
 struct StagedRows {
   std::byte* inputs = nullptr;  // f16: [block][pair of steps] staged_pair_bytes()
-  float* sums = nullptr;        // [set][token] of the staged inputs, times 2^-24
-  float* factors = nullptr;     // [block][token]: what the block's sums are multiplied by
+  float* sums = nullptr;        // [set][staged_tokens()] of the staged inputs, times 2^-24
+  float* factors = nullptr;     // [block][staged_tokens()]: what the block's sums are multiplied by
   float* squares = nullptr;     // [stage_parts()][token]: sums of the inputs' squares, where there is a norm
 };
 
@@ -55,12 +59,19 @@ struct SmallRowsArgs {
   const float* norm_weight = nullptr;  // null: no norm
   float norm_eps = 0;
 
-  int cluster = 1;  // thread blocks
-  int clusters = 1;
+  // A thread block's share: of a cluster's pairs, the first `longer_clusters` having one more; of a strip's blocks, the
+  // first `longer_slices`.
+  int log_cluster = 0;  // thread blocks
+  int cluster_pairs = 0;
+  int longer_clusters = 0;
+  int slice_blocks = 0;
+  int longer_slices = 0;
   int stages = 0;  // of each warp's ring
   int slots = 0;   // pieces that a warp leaves beside its last
+  int groups = 0;
   int inputs_bytes = 0;
   int sums_bytes = 0;
+  int slots_bytes = 0;
 
   EpilogueKind epilogue = EpilogueKind::store;
   ActivationKind activation = ActivationKind::silu;
@@ -84,8 +95,10 @@ struct SmallRowsPlan {
   int clusters = 1;
   int stages = 0;
   int slots = 0;
-  std::size_t inputs_bytes = 0;  // of shared memory: the staged inputs, later the cluster's pieces
-  std::size_t sums_bytes = 0;
+  int groups = 0;                // of sums that a thread block finishes, at most
+  std::size_t inputs_bytes = 0;  // of shared memory, as the next
+  std::size_t sums_bytes = 0;    // and factors
+  std::size_t slots_bytes = 0;
   std::size_t shared_bytes = 0;
 };
 SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device);

@@ -11,7 +11,7 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
   SmallRowsPlan best;
   double least = 0;
   const auto m = static_cast<int>(rows);
-  const std::int64_t pairs = ceil_div(layout.strips(), std::int64_t{2});
+  const std::int64_t pairs = layout.pairs();
   for (std::size_t i = 0; i < device.clusters.size(); ++i) {
     const std::int64_t cluster = std::int64_t{1} << i;
     if (device.clusters[i] == 0 || cluster > layout.blocks) continue;
@@ -27,20 +27,18 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
     plan.slots = items < 2 ? 0 : static_cast<int>((items - 2) / blocks + 1);
     const std::size_t piece = static_cast<std::size_t>(plan.tiles) * 1024;
     plan.inputs_bytes = static_cast<std::size_t>(blocks * 4 * staged_pair_bytes(m));
-    if (cluster > 1) {
-      const std::int64_t own = ceil_div(units * 2 * plan.tiles, cluster);
-      plan.inputs_bytes = std::max(plan.inputs_bytes, static_cast<std::size_t>(own * cluster * 512));
-    }
-    plan.sums_bytes = static_cast<std::size_t>(round_up(blocks * (layout.sets + 1) * m * 4, std::int64_t{16}));
-    const std::size_t fixed = kSmallFixedBytes + plan.inputs_bytes + plan.sums_bytes +
-                              static_cast<std::size_t>(kSmallWarps * plan.slots) * piece;
+    plan.sums_bytes = static_cast<std::size_t>(blocks * (layout.sets + 1) * staged_tokens(m) * 4);
+    plan.groups = static_cast<int>(ceil_div(units * 2 * plan.tiles, cluster));
+    plan.slots_bytes = static_cast<std::size_t>(kSmallWarps * plan.slots) * piece;
+    const std::size_t fixed = kSmallFixedBytes + plan.inputs_bytes + plan.sums_bytes + plan.slots_bytes +
+                              static_cast<std::size_t>(plan.groups * cluster * 512);
     const std::size_t stage =
         static_cast<std::size_t>(kSmallWarps) * 2 * static_cast<std::size_t>(layout.block_bytes());
     for (plan.stages = kMostStages; plan.stages > 1; --plan.stages) {
       plan.shared_bytes = fixed + static_cast<std::size_t>(plan.stages) * stage;
       if (plan.shared_bytes <= static_cast<std::size_t>(device.shared_bytes)) break;
     }
-    if (plan.stages < 2) continue;
+    if (plan.stages < 2 || units > kMostPairs) continue;
     plan.fits = true;
     // Microseconds, by what an H100 takes: an item of a warp, the exchange of a cluster, and staging, of which each
     // thread block has a share.

@@ -25,8 +25,8 @@ __device__ __forceinline__ float scale_for(float most) {
 }
 
 /// Stages the chunk of each lane; the 16 lanes of a half warp have the chunks of one block in their order, and all
-/// lanes of a warp call. `inputs` is the block's place, `sums` that of its first set, `factor` of its factor, each for
-/// token 0. Lanes that are not `active` write nothing.
+/// lanes of a warp call. `inputs` is the block's place, `sums` that of its first set's, `factors` of its factors, each
+/// for token 0. Lanes that are not `active` write nothing.
 __device__ __forceinline__ void stage_chunk(const float (&v)[kChunkInputs], int chunk, int bits, int sets, int rows,
                                             int token, bool active, std::byte* inputs, float* sums, float* factors) {
   float most = 0;
@@ -55,7 +55,8 @@ __device__ __forceinline__ void stage_chunk(const float (&v)[kChunkInputs], int 
   const int set_chunks = kBlockChunks / sets;
   for (int offset = set_chunks / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
   // 2^24: codes are multiples of 2^-24.
-  if (active && chunk % set_chunks == 0) sums[chunk / set_chunks * rows + token] = sum * 5.9604644775390625e-8f;
+  if (active && chunk % set_chunks == 0)
+    sums[chunk / set_chunks * staged_tokens(rows) + token] = sum * 5.9604644775390625e-8f;
   if (active && chunk == 0) factors[token] = 16777216.0f / scale;
 }
 

@@ -62,8 +62,8 @@ __global__ __launch_bounds__(kThreads) void stage_kernel(const __grid_constant__
   }
   stage_chunk(v, chunk, a.bits, a.sets, a.rows, token, active,
               a.to.inputs + static_cast<std::int64_t>(block) * 4 * staged_pair_bytes(a.rows),
-              a.to.sums + static_cast<std::int64_t>(block) * a.sets * a.rows,
-              a.to.factors + static_cast<std::int64_t>(block) * a.rows);
+              a.to.sums + static_cast<std::int64_t>(block) * a.sets * staged_tokens(a.rows),
+              a.to.factors + static_cast<std::int64_t>(block) * staged_tokens(a.rows));
   if (a.norm_weight == nullptr) return;
   squares = warp_sum(squares);
   if (lane == 0) partial[warp] = squares;
@@ -84,11 +84,12 @@ int stage_parts(const PackedLayout& layout) {
 StagedRows staged_rows(const PackedLayout& layout, std::int64_t rows, std::byte* workspace) {
   // Each part begins where the copy engine and vectors can read it.
   const auto align = [](std::int64_t bytes) { return round_up(bytes, std::int64_t{256}); };
+  const std::int64_t tokens = staged_tokens(static_cast<int>(rows));
   StagedRows out;
   out.inputs = workspace;
   out.sums = reinterpret_cast<float*>(workspace + align(layout.blocks * 4 * staged_pair_bytes(static_cast<int>(rows))));
-  out.factors = out.sums + align(layout.blocks * layout.sets * rows * 4) / 4;
-  out.squares = out.factors + align(layout.blocks * rows * 4) / 4;
+  out.factors = out.sums + align(layout.blocks * layout.sets * tokens * 4) / 4;
+  out.squares = out.factors + align(layout.blocks * tokens * 4) / 4;
   return out;
 }
 

@@ -17,13 +17,18 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t to, const std::byte* fro
                : "memory");
 }
 
+/// Tells a barrier of one arrival to expect bytes that others send.
+__device__ __forceinline__ void expect_bytes(std::uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
 __device__ __forceinline__ void wait_barrier(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done = 0;
   while (done == 0) {
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n"
         "}\n"
         : "=r"(done)
@@ -45,40 +50,25 @@ __device__ __forceinline__ void init_barrier(std::uint32_t barrier) {
 
 class WeightRing {
  public:
-  /// `memory`: count * 2 * block_bytes in shared memory; `barriers`: `count` words of 8 bytes there; `count`: 2 to 4
-  /// stages, each of two blocks. All lanes call.
-  __device__ WeightRing(std::byte* memory, std::uint64_t* barriers, int count, int block_bytes, int lane)
+  /// `memory`: count * bytes in shared memory; `barriers`: `count` words there, init_barrier() of each done and seen by
+  /// all; `count`: 2 to 4 stages of `bytes` each, a multiple of 16. All lanes call.
+  __device__ WeightRing(std::byte* memory, std::uint64_t* barriers, int count, int bytes, int lane)
       : stages_(static_cast<std::uint32_t>(__cvta_generic_to_shared(memory))),
         barriers_(static_cast<std::uint32_t>(__cvta_generic_to_shared(barriers))),
         memory_(memory),
         count_(count),
-        block_bytes_(block_bytes),
-        lane_(lane) {
-#if __CUDA_ARCH__ >= 900
-    if (lane == 0) {
-      for (int i = 0; i < count_; ++i) init_barrier(barriers_ + 8 * i);
-    }
-    __syncwarp();
-#endif
-  }
+        bytes_(bytes),
+        lane_(lane) {}
 
-  /// Starts filling the next stage with two blocks, aligned to 16; or with nothing, which the count of copies in
-  /// flight wants to know.
-  __device__ __forceinline__ void fill(const std::byte* first, const std::byte* second, bool any) {
-    const std::uint32_t to = stages_ + static_cast<std::uint32_t>(fill_ * 2 * block_bytes_);
+  /// Starts filling the next stage, from memory aligned to 16; or with nothing, which the count of copies in flight
+  /// wants to know.
+  __device__ __forceinline__ void fill(const std::byte* from, bool any) {
+    const std::uint32_t to = stages_ + static_cast<std::uint32_t>(fill_ * bytes_);
 #if __CUDA_ARCH__ >= 900
-    if (any && lane_ == 0) {
-      const std::uint32_t barrier = barriers_ + 8 * fill_;
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(2 * block_bytes_)
-                   : "memory");
-      copy(to, first, block_bytes_, barrier);
-      copy(to + block_bytes_, second, block_bytes_, barrier);
-    }
+    if (any && lane_ == 0) bulk_copy(to, from, bytes_, barriers_ + 8 * fill_);
 #else
-    for (int i = lane_ * 16; any && i < block_bytes_; i += 32 * 16) {
-      copy(to + i, first + i);
-      copy(to + block_bytes_ + i, second + i);
-    }
+    for (int i = lane_ * 16; any && i < bytes_; i += 32 * 16)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i), "l"(from + i) : "memory");
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
     fill_ = fill_ + 1 == count_ ? 0 : fill_ + 1;
@@ -98,7 +88,7 @@ class WeightRing {
     }
     __syncwarp();
 #endif
-    return memory_ + read_ * 2 * block_bytes_;
+    return memory_ + read_ * bytes_;
   }
 
   /// All lanes have read the stage that wait() gave: it may be filled again.
@@ -111,23 +101,11 @@ class WeightRing {
   }
 
  private:
-#if __CUDA_ARCH__ >= 900
-  static __device__ void copy(std::uint32_t to, const std::byte* from, int bytes, std::uint32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
-  }
-#else
-  static __device__ void copy(std::uint32_t to, const std::byte* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-  }
-#endif
-
   std::uint32_t stages_;
   std::uint32_t barriers_;
   const std::byte* memory_;
   int count_;
-  int block_bytes_;
+  int bytes_;
   int lane_;
   int fill_ = 0;
   int read_ = 0;
