@@ -44,6 +44,14 @@ class Graph {
   virtual ~Graph() = default;
 };
 
+/// A place in a stream's order of work.
+class Mark {
+ public:
+  virtual ~Mark() = default;
+  /// Returns once all that was enqueued before the mark is done; what came after it may be under way.
+  virtual void wait() {}
+};
+
 /// An ordered queue of work. What is enqueued neither allocates nor waits.
 class Stream {
  public:
@@ -52,6 +60,8 @@ class Stream {
   virtual void copy_to_host(void* to, const void* from, std::size_t bytes) = 0;
   /// Waits for everything enqueued so far.
   virtual void synchronize() = 0;
+  /// Marks what has been enqueued so far. Where all work is done as it is enqueued, there is nothing to wait for.
+  virtual std::unique_ptr<Mark> mark() { return std::make_unique<Mark>(); }
 
   /// Between these two, work is recorded and not run. The pointers given stay fixed, their contents may change between
   /// replays.
@@ -66,6 +76,8 @@ class Device {
   virtual const DeviceInfo& info() const = 0;
   /// At least `bytes` of uninitialised memory, aligned to 256 bytes; Error naming `purpose` when there is not so much.
   virtual std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) = 0;
+  /// At least `bytes` of host memory that streams copy from and to without waiting, and that captured copies may name.
+  virtual std::unique_ptr<Buffer> allocate_staging(std::size_t bytes) { return allocate(bytes, "staging"); }
   virtual std::unique_ptr<Stream> make_stream() = 0;
   /// Measures with two buffers of `footprint` bytes each, or of what is free where that is less; the best of several
   /// passes. Nothing on the CPU, whose threads bench/bandwidth.h measures.

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <utility>
 
@@ -36,7 +37,7 @@ struct Engine::Impl {
   Weights weights;
 
   PassRunner runner;
-  std::unique_ptr<Buffer> arena, kv, scratch, tables;
+  std::unique_ptr<Buffer> arena, kv, scratch, tables, tokens_chosen;
   RopeTable rope;
 
   // Maps of a pass that the host fills (prefill, score) and those that a decode step advances by itself.
@@ -44,13 +45,16 @@ struct Engine::Impl {
   std::int32_t *logit_rows = nullptr, *logit_positions = nullptr;
   std::int32_t *step_tokens = nullptr, *step_positions = nullptr, *step_slots = nullptr, *step_begin = nullptr,
                *step_rows = nullptr;
-  std::int32_t *next = nullptr, *step_of = nullptr, *history = nullptr;
+  std::int32_t *next = nullptr, *step_of = nullptr;
+  std::int32_t* history = nullptr;  // [max_batch, max_tokens] chosen since prefill(), which the host can read
   std::uint8_t* seen = nullptr;
   SampleParams* params = nullptr;
 
   std::int64_t sequences = 0;
   bool penalised = false;
   std::vector<std::int64_t> lengths;
+  std::deque<std::unique_ptr<Mark>> queued;  // of steps that have not been awaited
+  std::int64_t awaited = 0;                  // steps since prefill()
   std::map<std::pair<std::int64_t, bool>, std::unique_ptr<Graph>> graphs;
 
   void configure();
@@ -124,7 +128,7 @@ void Engine::Impl::allocate() {
   const std::size_t wanted = static_cast<std::size_t>(sizes.max_logit_rows);
   const std::size_t history_size = batch * static_cast<std::size_t>(sizes.max_tokens);
   const std::size_t seen_size = batch * static_cast<std::size_t>(program.vocab);
-  const std::size_t ints = 3 * rows + 2 * wanted + 9 * (batch + 1) + history_size;
+  const std::size_t ints = 3 * rows + 2 * wanted + 9 * (batch + 1);
   tables = device.allocate(ints * sizeof(std::int32_t) + batch * sizeof(SampleParams) + seen_size, "maps of rows");
   // SampleParams first: it has the strictest alignment.
   params = reinterpret_cast<SampleParams*>(tables->data());
@@ -143,8 +147,9 @@ void Engine::Impl::allocate() {
   step_rows = take(batch + 1);
   next = take(batch + 1);
   step_of = take(batch + 1);
-  history = take(history_size);
   seen = reinterpret_cast<std::uint8_t*>(at);
+  tokens_chosen = device.allocate_staging(history_size * sizeof(std::int32_t));
+  history = reinterpret_cast<std::int32_t*>(tokens_chosen->data());
 
   std::vector<std::int32_t> iota(batch + 1);
   for (std::size_t i = 0; i <= batch; ++i) iota[i] = static_cast<std::int32_t>(i);
@@ -342,9 +347,38 @@ void Engine::prefill(std::span<const std::vector<std::int32_t>> prompts, std::sp
   m.to_device(m.step_of, zero);
   m.advance();
   m.stream->synchronize();
+  m.queued.clear();
+  m.awaited = 0;
 }
 
 void Engine::decode_step() {
+  queue_step();
+  await_step();
+}
+
+std::int64_t Engine::worth_queueing() const {
+  return impl_->options.capture && impl_->backend->device().info().kind == DeviceKind::cuda ? 2 : 1;
+}
+
+bool Engine::has_room() const {
+  const Impl& m = *impl_;
+  return std::all_of(m.lengths.begin(), m.lengths.end(),
+                     [&m](std::int64_t length) { return length < m.sizes.max_tokens; });
+}
+
+std::vector<std::int32_t> Engine::await_step() {
+  Impl& m = *impl_;
+  if (m.queued.empty()) fail("a decode step was awaited before one was queued");
+  m.queued.front()->wait();
+  m.queued.pop_front();
+  ++m.awaited;
+  std::vector<std::int32_t> out;
+  out.reserve(static_cast<std::size_t>(m.sequences));
+  for (std::int64_t i = 0; i < m.sequences; ++i) out.push_back(m.history[i * m.sizes.max_tokens + m.awaited]);
+  return out;
+}
+
+void Engine::queue_step() {
   Impl& m = *impl_;
   if (m.sequences == 0) fail("a decode step was asked for before a prompt was given");
   for (std::int64_t i = 0; i < m.sequences; ++i) {
@@ -370,7 +404,7 @@ void Engine::decode_step() {
     }
     m.stream->launch(*graph);
   }
-  m.stream->synchronize();
+  m.queued.push_back(m.stream->mark());
 }
 
 std::vector<std::int32_t> Engine::next_tokens() const {

@@ -75,6 +75,14 @@ class Engine {
   void prefill(std::span<const std::vector<std::int32_t>> prompts, std::span<const SampleParams> params);
   /// One more token for every sequence.
   void decode_step();
+  /// Enqueues a step of decode_step() and returns: on a GPU the host can read one step's tokens while the next runs.
+  void queue_step();
+  /// Waits for the oldest queued step that has not been awaited, and returns the tokens that it chose.
+  std::vector<std::int32_t> await_step();
+  /// How many steps are worth having in the queue: 1 where they run as they are queued.
+  std::int64_t worth_queueing() const;
+  /// Whether one more step fits in what this run was planned for.
+  bool has_room() const;
   /// The next token of each sequence, chosen by the last prefill() or decode_step() and not yet run through the model.
   std::vector<std::int32_t> next_tokens() const;
   /// Tokens of sequence i that have been run through the model: its prompt, and one a decode step.

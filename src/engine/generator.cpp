@@ -42,9 +42,15 @@ Generation generate(Engine& engine, std::span<const std::vector<std::int32_t>> p
   bool done = take(engine.next_tokens());
   Clock::time_point last = Clock::now();
   out.prefill_seconds = seconds(start, last);
+  std::int64_t queued = 0;
   for (std::int64_t step = 1; step < options.max_new_tokens && !done; ++step) {
-    engine.decode_step();
-    done = take(engine.next_tokens());
+    // Steps beyond the one that is awaited keep the device at work; where all sequences end they were for nothing.
+    while (queued < std::min(options.max_new_tokens - 1, step - 1 + engine.worth_queueing()) &&
+           (queued < step || engine.has_room())) {
+      engine.queue_step();
+      ++queued;
+    }
+    done = take(engine.await_step());
     const Clock::time_point now = Clock::now();
     out.step_seconds.push_back(seconds(last, now));
     last = now;

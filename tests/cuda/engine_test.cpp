@@ -156,6 +156,28 @@ TEST(CudaEngine, ReplayHasTheBitsOfTheEagerStep) {
   }
 }
 
+// Steps queued before their tokens are read choose what steps one at a time do, and a prompt may follow while some are
+// still under way.
+TEST(CudaEngine, QueuedSteps) {
+  NIBBLE_NEEDS_GPU();
+  const Golden golden = test::read_golden("smollm2_small");
+  Engine engine(std::make_shared<const Checkpoint>(golden.folder), options_for("cuda", DType::f16));
+  const SampleParams params;
+  const Prompts prompts = prompts_of(golden);
+  EXPECT_THROW(engine.await_step(), Error);
+  for (const int abandoned : {0, 2}) {
+    engine.prefill(prompts, std::span(&params, 1));
+    Prompts one_at_a_time;
+    for (int step = 0; step < 9; ++step) {
+      engine.decode_step();
+      one_at_a_time.push_back(engine.next_tokens());
+    }
+    engine.prefill(prompts, std::span(&params, 1));
+    for (int step = 0; step < 9 + abandoned; ++step) engine.queue_step();
+    for (int step = 0; step < 9; ++step) EXPECT_EQ(engine.await_step(), one_at_a_time[static_cast<std::size_t>(step)]);
+  }
+}
+
 // Every kernel of the registry runs the golden models that it takes.
 TEST(CudaEngine, EveryKernel) {
   NIBBLE_NEEDS_GPU();

@@ -113,8 +113,8 @@ TEST(CudaKernels, DenseTypes) {
 // Every number of rows to 17, and those around the limits of tiles and of kernels' ways.
 TEST(CudaKernels, RowCounts) {
   NIBBLE_NEEDS_GPU();
-  const std::initializer_list<std::int64_t> rows = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11,  12,  13,
-                                                    14, 15, 16, 17, 31, 32, 33, 49, 50, 51, 127, 128, 129};
+  const std::initializer_list<std::int64_t> rows = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12,  13,  14,
+                                                    15, 16, 17, 31, 32, 33, 49, 50, 51, 64, 65, 127, 128, 129};
   for (const DType compute : kComputeTypes) {
     for (const bool act_order : {false, true}) {
       EXPECT_GT(check({.in_features = 256,

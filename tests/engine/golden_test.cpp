@@ -117,6 +117,27 @@ TEST_P(GoldenModel, ChunksFusionAndCaptureChangeNothingThatMatters) {
   for (std::size_t i = 0; i < prompts.size(); ++i) EXPECT_EQ(tokens[i], golden.rows[i].greedy) << "row " << i;
 }
 
+TEST(QueuedSteps, ChooseWhatStepsOneAtATimeDo) {
+  const Golden golden = test::read_golden(test::golden_names().front());
+  EngineOptions options = f32_options("dense");
+  Engine engine(std::make_shared<const Checkpoint>(golden.folder), options);
+  const std::vector<std::vector<std::int32_t>> prompts = {golden.rows.front().ids};
+  const SampleParams params;
+  EXPECT_THROW(engine.await_step(), Error);
+  engine.prefill(prompts, std::span(&params, 1));
+  std::vector<std::vector<std::int32_t>> one_at_a_time;
+  for (int step = 0; step < 5; ++step) {
+    engine.decode_step();
+    one_at_a_time.push_back(engine.next_tokens());
+  }
+  engine.prefill(prompts, std::span(&params, 1));
+  for (int step = 0; step < 5; ++step) engine.queue_step();
+  for (int step = 0; step < 5; ++step) EXPECT_EQ(engine.await_step(), one_at_a_time[static_cast<std::size_t>(step)]);
+  EXPECT_TRUE(engine.has_room());
+  while (engine.has_room()) engine.queue_step();
+  EXPECT_THROW(engine.queue_step(), Error) << "beyond what the run was planned for";
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GoldenModel, testing::ValuesIn(test::golden_names()),
                          [](const testing::TestParamInfo<std::string>& param) { return param.param; });
 

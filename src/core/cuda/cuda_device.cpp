@@ -28,6 +28,35 @@ class CudaBuffer final : public Buffer {
   std::size_t size_;
 };
 
+class PinnedBuffer final : public Buffer {
+ public:
+  PinnedBuffer(void* data, std::size_t size) : data_(static_cast<std::byte*>(data)), size_(size) {}
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+  ~PinnedBuffer() override { cudaFreeHost(data_); }
+  std::byte* data() const override { return data_; }
+  std::size_t size() const override { return size_; }
+
+ private:
+  std::byte* data_;
+  std::size_t size_;
+};
+
+class CudaMark final : public Mark {
+ public:
+  explicit CudaMark(cudaStream_t stream) {
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "creating an event");
+    check_cuda(cudaEventRecord(event_, stream), "marking a place in a stream");
+  }
+  CudaMark(const CudaMark&) = delete;
+  CudaMark& operator=(const CudaMark&) = delete;
+  ~CudaMark() override { cudaEventDestroy(event_); }
+  void wait() override { check_cuda(cudaEventSynchronize(event_), "waiting for the GPU"); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class CudaGraph final : public Graph {
  public:
   explicit CudaGraph(cudaGraphExec_t exec) : exec_(exec) {}
@@ -79,6 +108,8 @@ void CudaStream::copy_to_host(void* to, const void* from, std::size_t bytes) {
 }
 
 void CudaStream::synchronize() { check_cuda(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
+
+std::unique_ptr<Mark> CudaStream::mark() { return std::make_unique<CudaMark>(stream_); }
 
 void CudaStream::begin_capture() {
   check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "beginning to capture a graph");
@@ -148,6 +179,13 @@ std::unique_ptr<Buffer> CudaDevice::allocate(std::size_t bytes, const std::strin
   }
   check_cuda(status, "allocating memory for " + purpose);
   return std::make_unique<CudaBuffer>(data, bytes);
+}
+
+std::unique_ptr<Buffer> CudaDevice::allocate_staging(std::size_t bytes) {
+  check_cuda(cudaSetDevice(index_), "choosing the GPU");
+  void* data = nullptr;
+  check_cuda(cudaMallocHost(&data, std::max<std::size_t>(bytes, 1)), "allocating pinned memory");
+  return std::make_unique<PinnedBuffer>(data, bytes);
 }
 
 std::unique_ptr<Stream> CudaDevice::make_stream() { return std::make_unique<CudaStream>(index_); }

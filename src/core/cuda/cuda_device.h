@@ -31,6 +31,7 @@ class CudaStream final : public Stream {
   void copy_to_device(void* to, const void* from, std::size_t bytes) override;
   void copy_to_host(void* to, const void* from, std::size_t bytes) override;
   void synchronize() override;
+  std::unique_ptr<Mark> mark() override;
   void begin_capture() override;
   std::unique_ptr<Graph> end_capture() override;
   void launch(const Graph& graph) override;
@@ -49,6 +50,7 @@ class CudaDevice final : public Device {
 
   const DeviceInfo& info() const override { return info_; }
   std::unique_ptr<Buffer> allocate(std::size_t bytes, const std::string& purpose) override;
+  std::unique_ptr<Buffer> allocate_staging(std::size_t bytes) override;
   std::unique_ptr<Stream> make_stream() override;
   std::optional<MemoryRate> measure_memory_rate(std::size_t footprint) override;
 

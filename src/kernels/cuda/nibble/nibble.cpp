@@ -6,6 +6,8 @@
 #include "kernels/registry.h"
 
 #include <algorithm>
+#include <array>
+#include <span>
 
 namespace nibble {
 namespace {
@@ -35,12 +37,37 @@ Fit fit_packed(const LinearSite& site) {
   return Fit::yes(!both, site.epilogue.kind != EpilogueKind::activation && known_activation(site.epilogue.activation));
 }
 
+// Up to here reading the weights once for each 16 rows takes less than writing them out: on an H100 12 to 21 us a pass
+// against 43 to 119 (5120 x 5120 and 5120 x 13824; docs/performance.md).
+constexpr std::int64_t kMostPassRows = 4 * kMostSmallRows;
+
 bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows,
               const gpu::SmallRowsDevice& device) {
-  if (rows > kMostSmallRows || site.compute == DType::f32) return false;
+  if (rows > kMostPassRows || site.compute == DType::f32) return false;
   // The kernel counts items, and sixteen times as many, in 32 bits.
   if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
-  return gpu::plan_small_rows(layout, rows, device).fits;
+  return gpu::plan_small_rows(layout, std::min(rows, kMostSmallRows), device).fits;
+}
+
+MatrixRef rows_from(MatrixRef m, std::int64_t first, std::int64_t rows) {
+  if (m.data == nullptr) return m;
+  m.data = static_cast<std::byte*>(m.data) + static_cast<std::size_t>(first * m.stride) * bytes_of(m.dtype);
+  m.rows = rows;
+  return m;
+}
+
+// As many passes over the weights as the rows take.
+void few_rows_in_passes(const PackedSite& packed, const LinearArgs& args, CudaStream& stream) {
+  for (std::int64_t first = 0; first < args.rows; first += kMostSmallRows) {
+    LinearArgs pass = args;
+    pass.rows = std::min(kMostSmallRows, args.rows - first);
+    pass.x = rows_from(args.x, first, pass.rows);
+    pass.residual = rows_from(args.residual, first, pass.rows);
+    std::array<MatrixRef, kMostParts> y;
+    for (std::size_t i = 0; i < args.y.size(); ++i) y[i] = rows_from(args.y[i], first, pass.rows);
+    pass.y = std::span(y).first(args.y.size());
+    gpu::small_rows(packed, pass, stream);
+  }
 }
 
 class PackedKernel : public LinearKernel {
@@ -59,19 +86,20 @@ class NibbleKernel final : public PackedKernel {
   std::string_view name() const override { return "nibble"; }
   KernelTraits traits() const override {
     return {.summary =
-                "2, 3, 4 and 8 bits, any groups and order: to 16 rows weights stream through the tensor cores, from "
-                "there on as dequant; fuses norms, residuals and gates",
+                "2, 3, 4 and 8 bits, any groups and order: to 64 rows weights stream through the tensor cores, once "
+                "for each 16, from there on as dequant; fuses norms, residuals and gates",
             .accumulate = "f32"};
   }
   std::size_t workspace(const LinearSite& site, std::int64_t rows) const override {
     const PackedLayout layout = gpu::layout_of(site);
-    return few_rows(site, layout, rows, gpu::small_rows_device()) ? gpu::staged_rows_bytes(layout, rows)
-                                                                  : gpu::dequantised_workspace(site, layout, rows);
+    return few_rows(site, layout, rows, gpu::small_rows_device())
+               ? gpu::staged_rows_bytes(layout, std::min(rows, kMostSmallRows))
+               : gpu::dequantised_workspace(site, layout, rows);
   }
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     const auto& site = static_cast<const PackedSite&>(packed);
     if (few_rows(site.site, site.layout, args.rows, site.small_rows_device)) {
-      gpu::small_rows(site, args, cuda_stream(stream));
+      few_rows_in_passes(site, args, cuda_stream(stream));
     } else {
       gpu::dequantised(site, args, cuda_stream(stream));
     }

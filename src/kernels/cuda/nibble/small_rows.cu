@@ -21,8 +21,14 @@
 namespace nibble::gpu {
 namespace {
 
-// Chunks of inputs that a lane has under way while it stages: more would be more code.
-constexpr int kChunksAtOnce = 2;
+// Chunks of inputs that a lane has under way while it stages. With two tiles of tokens it has many, and each round
+// takes a latency; with one, more would only be more code.
+template <int TILES>
+constexpr int kChunksAtOnce = TILES == 1 ? 2 : 5;
+
+// Stages of a ring that are filled before the inputs are there. More would keep the copy engine, which takes some forty
+// requests and then lets the warps wait, from letting them go on to the inputs.
+constexpr int kEarlyStages = 2;
 
 struct Shared {
   std::uint64_t rings[kSmallWarps][kMostStages];
@@ -45,14 +51,6 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const FragmentA& a, 
 }
 
 // --- Clusters --------------------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ int cluster_rank() {
-  std::uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return static_cast<int>(rank);
-}
 
 // The thread blocks of the cluster have started and set up their barriers once all have come here.
 __device__ __forceinline__ void cluster_arrive() {
@@ -101,13 +99,14 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* p) {
 
 // --- Inputs ----------------------------------------------------------------------------------------------------------
 
-// 8 inputs as they lie in memory.
+// 8 inputs as they lie in memory: f32, or two 16-bit values a word.
 struct RawChunk {
   uint4 word[2];
 };
 
-__device__ __forceinline__ RawChunk load_raw(const SmallRowsArgs& a, std::int64_t at) {
+__device__ __forceinline__ RawChunk load_raw(const SmallRowsArgs& a, int token, int chunk) {
   RawChunk out;
+  const std::int64_t at = token * a.x_stride + chunk * kChunkInputs;
   if (a.x_dtype == DType::f32) {
     const auto* from = reinterpret_cast<const uint4*>(static_cast<const float*>(a.x) + at);
     out.word[0] = __ldcg(from);
@@ -121,7 +120,8 @@ __device__ __forceinline__ RawChunk load_raw(const SmallRowsArgs& a, std::int64_
 
 __device__ __forceinline__ void widen(const SmallRowsArgs& a, const RawChunk& raw, float (&v)[kChunkInputs]) {
   const uint4 p = raw.word[0];
-  const std::uint32_t words[8] = {p.x, p.y, p.z, p.w, raw.word[1].x, raw.word[1].y, raw.word[1].z, raw.word[1].w};
+  const uint4 q = raw.word[1];
+  const std::uint32_t words[kChunkInputs] = {p.x, p.y, p.z, p.w, q.x, q.y, q.z, q.w};
   if (a.x_dtype == DType::f32) {
 #pragma unroll
     for (int i = 0; i < kChunkInputs; ++i) v[i] = __uint_as_float(words[i]);
@@ -132,8 +132,16 @@ __device__ __forceinline__ void widen(const SmallRowsArgs& a, const RawChunk& ra
   }
 }
 
+// The norm's weights of a chunk.
+__device__ __forceinline__ void multiply_norm(const SmallRowsArgs& a, int chunk, float (&v)[kChunkInputs]) {
+  const auto* weights = reinterpret_cast<const float4*>(a.norm_weight + chunk * kChunkInputs);
+  const float4 p = __ldg(weights);
+  const float4 q = __ldg(weights + 1);
+  v[0] *= p.x, v[1] *= p.y, v[2] *= p.z, v[3] *= p.w, v[4] *= q.x, v[5] *= q.y, v[6] *= q.z, v[7] *= q.w;
+}
+
 // What this thread block stages itself: the warps are divided among the tokens.
-template <int BITS, int SETS>
+template <int BITS, int TILES, int SETS>
 __device__ __forceinline__ void stage_slice(const SmallRowsArgs& a, Shared& shared, int first_block, int blocks,
                                             std::byte* inputs, float* sums, float* factors) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -141,19 +149,20 @@ __device__ __forceinline__ void stage_slice(const SmallRowsArgs& a, Shared& shar
   const int log_tokens = 32 - __clz(a.rows - 1);  // of a power of two
   const int ways = kSmallWarps >> log_tokens;
   const int token = warp >> (4 - log_tokens);
+  constexpr int kAtOnce = kChunksAtOnce<TILES>;
   float squares = 0;
   // A warp takes two blocks at a time.
 #pragma unroll 1
-  for (int pair = warp & (ways - 1); token < a.rows && 2 * pair < blocks; pair += ways * kChunksAtOnce) {
-    RawChunk raw[kChunksAtOnce];
+  for (int pair = warp & (ways - 1); token < a.rows && 2 * pair < blocks; pair += ways * kAtOnce) {
+    RawChunk raw[kAtOnce];
 #pragma unroll
-    for (int u = 0; u < kChunksAtOnce; ++u) {
+    for (int u = 0; u < kAtOnce; ++u) {
       const int chunk = (pair + u * ways) * 32 + lane;
       if (chunk >= blocks * kBlockChunks) break;
-      raw[u] = load_raw(a, token * a.x_stride + (first_block * kBlockChunks + chunk) * kChunkInputs);
+      raw[u] = load_raw(a, token, first_block * kBlockChunks + chunk);
     }
 #pragma unroll
-    for (int u = 0; u < kChunksAtOnce; ++u) {
+    for (int u = 0; u < kAtOnce; ++u) {
       const int block = 2 * (pair + u * ways) + lane / kBlockChunks;
       if (2 * (pair + u * ways) >= blocks) break;
       const bool active = block < blocks;
@@ -166,13 +175,7 @@ __device__ __forceinline__ void stage_slice(const SmallRowsArgs& a, Shared& shar
       }
 #pragma unroll
       for (int i = 0; i < kChunkInputs; ++i) squares += v[i] * v[i];
-      if (a.norm_weight != nullptr && active) {
-        const auto* weights = reinterpret_cast<const float4*>(
-            a.norm_weight + ((first_block + block) * kBlockChunks + chunk) * kChunkInputs);
-        const float4 w0 = __ldg(weights);
-        const float4 w1 = __ldg(weights + 1);
-        v[0] *= w0.x, v[1] *= w0.y, v[2] *= w0.z, v[3] *= w0.w, v[4] *= w1.x, v[5] *= w1.y, v[6] *= w1.z, v[7] *= w1.w;
-      }
+      if (a.norm_weight != nullptr && active) multiply_norm(a, (first_block + block) * kBlockChunks + chunk, v);
       stage_chunk(v, chunk, BITS, SETS, a.rows, token, active, inputs + block * 4 * staged_pair_bytes(a.rows),
                   sums + block * SETS * staged_tokens(a.rows), factors + block * staged_tokens(a.rows));
     }
@@ -183,7 +186,7 @@ __device__ __forceinline__ void stage_slice(const SmallRowsArgs& a, Shared& shar
   if (static_cast<int>(threadIdx.x) < a.rows) {
     float sum = 0;
     for (int w = 0; w < ways; ++w) sum += shared.squares[static_cast<int>(threadIdx.x) * ways + w];
-    shared.all_squares[cluster_rank()][threadIdx.x] = sum;
+    shared.all_squares[blockIdx.x & ((1u << a.shares.log_cluster) - 1u)][threadIdx.x] = sum;
   }
 }
 
@@ -246,7 +249,7 @@ struct PairProduct {
       }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        codes[h].template load<STEP>(block + h * a.block_bytes, lane);
+        codes[h].template load<STEP>(block + h * a.shares.block_bytes, lane);
         const FragmentA fragment = codes[h].template fragment<STEP>();
 #pragma unroll
         for (int t = 0; t < TILES; ++t)
@@ -264,7 +267,7 @@ struct PairProduct {
     const int c = lane % 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const std::byte* at = block + h * a.block_bytes + BITS * 256;
+      const std::byte* at = block + h * a.shares.block_bytes + BITS * 256;
       const float2 s = __half22float2(reinterpret_cast<const __half2*>(at)[SET * 8 + g]);
       float z0 = a.zero;
       float z1 = a.zero;
@@ -341,7 +344,7 @@ __device__ __forceinline__ void load_residual(const SmallRowsArgs& a, const Plac
 __device__ __forceinline__ float token_factor(const SmallRowsArgs& a, const Shared& shared, int token) {
   if (a.norm_weight == nullptr) return 1;
   float squares = 0;
-  const int parts = a.staged.inputs != nullptr ? 1 : 1 << a.log_cluster;
+  const int parts = a.staged.inputs != nullptr ? 1 : 1 << a.shares.log_cluster;
 #pragma unroll 1
   for (int i = 0; i < parts; ++i) squares += shared.all_squares[i][min(token, a.rows - 1)];
   return rsqrtf(squares / static_cast<float>(a.inputs) + a.norm_eps);
@@ -374,40 +377,71 @@ __device__ __forceinline__ void finish(const SmallRowsArgs& a, const Shared& sha
 
 // --- The kernel ------------------------------------------------------------------------------------------------------
 
+// What a warp has of its thread block's share: a slice of the inputs for the pairs of its cluster. `pair` and `block`
+// count in it.
+struct WarpShare {
+  int rank;  // of the thread block in its cluster
+  int first_pair;
+  int pairs;
+  int first_block;
+  int blocks;
+  int begin;  // the items of this warp
+  int end;
+  int pair;
+  int block;
+
+  __device__ __forceinline__ WarpShare(const WeightShares& s, int thread_block, int warp) {
+    rank = thread_block & ((1 << s.log_cluster) - 1);
+    const int cluster = thread_block >> s.log_cluster;
+    first_pair = cluster * s.cluster_pairs + min(cluster, s.longer_clusters);
+    pairs = s.cluster_pairs + (cluster < s.longer_clusters ? 1 : 0);
+    first_block = rank * s.slice_blocks + min(rank, s.longer_slices);
+    blocks = s.slice_blocks + (rank < s.longer_slices ? 1 : 0);
+    begin = pairs * blocks * warp / kSmallWarps;
+    end = pairs * blocks * (warp + 1) / kSmallWarps;
+    pair = begin / blocks;
+    block = begin - pair * blocks;
+  }
+
+  __device__ __forceinline__ const std::byte* first_item(const WeightShares& s) const {
+    return s.weights +
+           (static_cast<std::int64_t>(first_pair + pair) * s.blocks + first_block + block) * (2 * s.block_bytes);
+  }
+};
+
 template <int BITS, int TILES, int SETS>
 __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a) {
   extern __shared__ __align__(128) std::byte memory[];
   constexpr int kPieceBytes = 2 * TILES * 512;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int item_bytes = 2 * a.block_bytes;
+  const int item_bytes = 2 * a.shares.block_bytes;
   const int ring_bytes = a.stages * item_bytes;
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   std::byte* rings = memory + kSmallFixedBytes;
   std::byte* inputs = rings + kSmallWarps * ring_bytes;
   auto* sums = reinterpret_cast<float*>(inputs + a.inputs_bytes);
   std::byte* slots = inputs + a.inputs_bytes + a.sums_bytes;
-  std::byte* received = slots + a.slots_bytes;  // [thread block of the cluster][group] 32 lanes of float4
+  // [thread block of the cluster][group] 32 lanes of float4
+  std::byte* received = a.overlaid ? inputs : slots + a.slots_bytes;
   // Barriers are many, so each thread sets up one of them.
   if (threadIdx.x < kSmallWarps * kMostStages + 2) init_barrier(shared_address(&shared.rings[0][0] + threadIdx.x));
   __syncthreads();
 
-  // What this thread block has: a slice of the inputs for the pairs of its cluster. `pair` and `block` count in it.
-  const int rank = cluster_rank();
-  const int cluster = static_cast<int>(blockIdx.x) >> a.log_cluster;
-  const int first_pair = cluster * a.cluster_pairs + min(cluster, a.longer_clusters);
-  const int pairs = a.cluster_pairs + (cluster < a.longer_clusters ? 1 : 0);
-  const int first_block = rank * a.slice_blocks + min(rank, a.longer_slices);
-  const int blocks = a.slice_blocks + (rank < a.longer_slices ? 1 : 0);
+  const WarpShare share(a.shares, static_cast<int>(blockIdx.x), warp);
+  const int rank = share.rank;
+  const int first_pair = share.first_pair;
+  const int pairs = share.pairs;
+  const int first_block = share.first_block;
+  const int blocks = share.blocks;
+  const int begin = share.begin;
+  const int end = share.end;
+  int pair = share.pair;
+  int block = share.block;
   float* factors = sums + blocks * SETS * 8 * TILES;
-  const int begin = pairs * blocks * warp / kSmallWarps;
-  const int end = pairs * blocks * (warp + 1) / kSmallWarps;
-  int pair = begin / blocks;
-  int block = begin - pair * blocks;
 
   WeightRing ring(rings + warp * ring_bytes, shared.rings[warp], a.stages, item_bytes, lane);
-  const std::byte* from =
-      a.weights + (static_cast<std::int64_t>(first_pair + pair) * a.blocks + first_block + block) * item_bytes;
+  const std::byte* from = share.first_item(a.shares);
   int to_fetch = end - begin;
   int in_pair = blocks - block;
   const auto fill = [&] {
@@ -416,11 +450,11 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     from += item_bytes;
     if (--in_pair == 0) {
       in_pair = blocks;
-      from += (a.blocks - blocks) * item_bytes;
+      from += (a.shares.blocks - blocks) * item_bytes;
     }
   };
 #pragma unroll 1
-  for (int i = 0; i < a.stages; ++i) fill();
+  for (int i = 0; i < kEarlyStages; ++i) fill();
   if (a.norm_weight != nullptr && a.staged.inputs == nullptr &&
       static_cast<int>(threadIdx.x) * 32 < blocks * kBlockInputs) {
     // A line of 128 bytes a thread: 16384 inputs. What is beyond comes a little later.
@@ -429,7 +463,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   // The groups of 32 lanes' sums, strips of pairs and tiles of strips, of which the cluster's thread blocks finish one
   // in turn.
   const int groups = pairs * 2 * TILES;
-  const int log = a.log_cluster;
+  const int log = a.shares.log_cluster;
   if (log > 0) {
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0) {
@@ -438,7 +472,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
       expect_bytes(shared_address(&shared.pieces), (own * 512 + norms) << log);
     }
 #endif
-    cluster_arrive();
+    if (!a.overlaid) cluster_arrive();
   }
   // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
   pdl_launch();
@@ -446,8 +480,10 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   if (a.staged.inputs != nullptr) {
     load_slice<SETS>(a, shared, first_block, blocks, inputs, sums, factors);
   } else {
-    stage_slice<BITS, SETS>(a, shared, first_block, blocks, inputs, sums, factors);
+    stage_slice<BITS, TILES, SETS>(a, shared, first_block, blocks, inputs, sums, factors);
   }
+#pragma unroll 1
+  for (int i = kEarlyStages; i < a.stages; ++i) fill();
   __syncthreads();
 
   int token_at[TILES];
@@ -492,7 +528,11 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   if (lane == 0) shared.last_pair[warp] = end > begin ? pair : -1;
 
   __syncthreads();
-  if (log > 0) cluster_wait();
+  // Nobody sends before the others have started, or where it goes to the inputs' place, before they have read those.
+  if (log > 0) {
+    if (a.overlaid) cluster_arrive();
+    cluster_wait();
+  }
 #pragma unroll 1
   for (int group = warp; group < groups; group += kSmallWarps) {
     const int at = group / (2 * TILES);
@@ -620,14 +660,33 @@ SmallRowsDevice small_rows_device() {
   return out;
 }
 
+namespace {
+
+WeightShares shares_of(const PackedSite& packed, const SmallRowsPlan& plan) {
+  const PackedLayout& layout = packed.layout;
+  const auto pairs = static_cast<int>(layout.pairs());
+  const auto blocks = static_cast<int>(layout.blocks);
+  WeightShares out;
+  out.weights = packed.weights->data();
+  out.block_bytes = layout.block_bytes();
+  out.blocks = blocks;
+  out.log_cluster = std::countr_zero(static_cast<unsigned>(plan.cluster));
+  out.clusters = plan.clusters;
+  out.cluster_pairs = pairs / plan.clusters;
+  out.longer_clusters = pairs % plan.clusters;
+  out.slice_blocks = blocks / plan.cluster;
+  out.longer_slices = blocks % plan.cluster;
+  return out;
+}
+
+}  // namespace
+
 void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream) {
   const PackedLayout& layout = packed.layout;
   const LinearSite& site = packed.site;
   const SmallRowsPlan plan = plan_small_rows(layout, args.rows, packed.small_rows_device);
   SmallRowsArgs a;
-  a.weights = packed.weights->data();
-  a.block_bytes = layout.block_bytes();
-  a.blocks = static_cast<int>(layout.blocks);
+  a.shares = shares_of(packed, plan);
   a.strips = static_cast<int>(layout.strips());
   a.zeros = layout.zeros;
   a.zero = static_cast<float>(1 << (layout.bits - 1));
@@ -648,18 +707,13 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
     a.staged_parts = stage_parts(layout);
     stage_small_rows(packed, args, a.staged, stream);
   }
-  const int pairs = static_cast<int>(layout.pairs());
-  a.log_cluster = std::countr_zero(static_cast<unsigned>(plan.cluster));
-  a.cluster_pairs = pairs / plan.clusters;
-  a.longer_clusters = pairs % plan.clusters;
-  a.slice_blocks = a.blocks / plan.cluster;
-  a.longer_slices = a.blocks % plan.cluster;
   a.stages = plan.stages;
   a.slots = plan.slots;
   a.groups = plan.groups;
   a.inputs_bytes = static_cast<int>(plan.inputs_bytes);
   a.sums_bytes = static_cast<int>(plan.sums_bytes);
   a.slots_bytes = static_cast<int>(plan.slots_bytes);
+  a.overlaid = plan.overlaid;
   a.epilogue = site.epilogue.kind;
   a.activation = site.epilogue.activation;
   a.bias = packed.bias_data();

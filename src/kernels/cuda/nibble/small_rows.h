@@ -40,10 +40,22 @@ struct StagedRows {
   float* squares = nullptr;     // [stage_parts()][token]: sums of the inputs' squares, where there is a norm
 };
 
-struct SmallRowsArgs {
+/// How weights are divided among thread blocks: of the pairs, the first `longer_clusters` clusters have one more than
+/// cluster_pairs; of a strip's blocks, the first `longer_slices` thread blocks of a cluster one more than slice_blocks.
+struct WeightShares {
   const std::byte* weights = nullptr;
   int block_bytes = 0;
   int blocks = 0;  // of a strip
+  int log_cluster = 0;
+  int clusters = 0;
+  int cluster_pairs = 0;
+  int longer_clusters = 0;
+  int slice_blocks = 0;
+  int longer_slices = 0;
+};
+
+struct SmallRowsArgs {
+  WeightShares shares;
   int strips = 0;
   bool zeros = false;
   float zero = 0;  // the zero point where none are kept
@@ -59,19 +71,13 @@ struct SmallRowsArgs {
   const float* norm_weight = nullptr;  // null: no norm
   float norm_eps = 0;
 
-  // A thread block's share: of a cluster's pairs, the first `longer_clusters` having one more; of a strip's blocks, the
-  // first `longer_slices`.
-  int log_cluster = 0;  // thread blocks
-  int cluster_pairs = 0;
-  int longer_clusters = 0;
-  int slice_blocks = 0;
-  int longer_slices = 0;
   int stages = 0;  // of each warp's ring
   int slots = 0;   // pieces that a warp leaves beside its last
   int groups = 0;
   int inputs_bytes = 0;
   int sums_bytes = 0;
   int slots_bytes = 0;
+  bool overlaid = false;  // what the cluster sends goes to the place of the inputs
 
   EpilogueKind epilogue = EpilogueKind::store;
   ActivationKind activation = ActivationKind::silu;
@@ -99,6 +105,7 @@ struct SmallRowsPlan {
   std::size_t inputs_bytes = 0;  // of shared memory, as the next
   std::size_t sums_bytes = 0;    // and factors
   std::size_t slots_bytes = 0;
+  bool overlaid = false;  // what a cluster sends goes to the inputs' place, where there is no other
   std::size_t shared_bytes = 0;
 };
 SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device);

@@ -3,7 +3,7 @@
 #include "kernels/cuda/nibble/small_rows.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <array>
 
 namespace nibble::gpu {
 
@@ -15,7 +15,6 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
   for (std::size_t i = 0; i < device.clusters.size(); ++i) {
     const std::int64_t cluster = std::int64_t{1} << i;
     if (device.clusters[i] == 0 || cluster > layout.blocks) continue;
-    if (const char* forced = std::getenv("NIBBLE_CLUSTER"); forced != nullptr && std::atoi(forced) != cluster) continue;
     SmallRowsPlan plan;
     plan.tiles = rows <= 8 ? 1 : 2;
     plan.cluster = static_cast<int>(cluster);
@@ -30,20 +29,23 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
     plan.sums_bytes = static_cast<std::size_t>(blocks * (layout.sets + 1) * staged_tokens(m) * 4);
     plan.groups = static_cast<int>(ceil_div(units * 2 * plan.tiles, cluster));
     plan.slots_bytes = static_cast<std::size_t>(kSmallWarps * plan.slots) * piece;
-    const std::size_t fixed = kSmallFixedBytes + plan.inputs_bytes + plan.sums_bytes + plan.slots_bytes +
-                              static_cast<std::size_t>(plan.groups * cluster * 512);
+    const std::size_t received = static_cast<std::size_t>(plan.groups * cluster * 512);
+    const std::size_t fixed = kSmallFixedBytes + plan.sums_bytes + plan.slots_bytes;
     const std::size_t stage =
         static_cast<std::size_t>(kSmallWarps) * 2 * static_cast<std::size_t>(layout.block_bytes());
-    for (plan.stages = kMostStages; plan.stages > 1; --plan.stages) {
-      plan.shared_bytes = fixed + static_cast<std::size_t>(plan.stages) * stage;
-      if (plan.shared_bytes <= static_cast<std::size_t>(device.shared_bytes)) break;
-    }
-    if (plan.stages < 2 || units > kMostPairs) continue;
+    const auto room = static_cast<std::size_t>(device.shared_bytes);
+    plan.overlaid = fixed + plan.inputs_bytes + received + 2 * stage > room;
+    if (plan.overlaid) plan.inputs_bytes = std::max(plan.inputs_bytes, received);
+    const std::size_t kept = fixed + plan.inputs_bytes + (plan.overlaid ? 0 : received);
+    if (kept + 2 * stage > room || units > kMostPairs) continue;
+    plan.stages = static_cast<int>(std::min<std::size_t>(kMostStages, (room - kept) / stage));
+    plan.shared_bytes = kept + static_cast<std::size_t>(plan.stages) * stage;
     plan.fits = true;
-    // Microseconds, by what an H100 takes: an item of a warp, the exchange of a cluster, and staging, of which each
-    // thread block has a share.
-    const double cost = static_cast<double>(items) * (plan.tiles == 1 ? 0.5 : 0.8) + (cluster > 1 ? 2.0 : 0.0) +
-                        static_cast<double>(blocks * rows) * 0.02;
+    // Microseconds, by what an H100 takes: the items of a warp, what a cluster costs to start and to meet, and staging,
+    // of which each thread block has its slice.
+    constexpr std::array<double, 4> kMeeting = {0, 0.3, 0.6, 1.5};
+    const double cost = static_cast<double>(items) * (plan.tiles == 1 ? 0.5 : 0.8) + kMeeting[i] +
+                        static_cast<double>(blocks * rows) * 0.025;
     if (!best.fits || cost < least) {
       best = plan;
       least = cost;
