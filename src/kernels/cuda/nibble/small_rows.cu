@@ -26,10 +26,6 @@ namespace {
 template <int TILES>
 constexpr int kChunksAtOnce = TILES == 1 ? 2 : 5;
 
-// Stages of a ring that are filled before the inputs are there. More would keep the copy engine, which takes some forty
-// requests and then lets the warps wait, from letting them go on to the inputs.
-constexpr int kEarlyStages = 2;
-
 struct Shared {
   std::uint64_t rings[kSmallWarps][kMostStages];
   std::uint64_t inputs;                          // what a kernel before this one has staged
@@ -454,7 +450,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     }
   };
 #pragma unroll 1
-  for (int i = 0; i < kEarlyStages; ++i) fill();
+  for (int i = 0; i < a.early_stages; ++i) fill();
   if (a.norm_weight != nullptr && a.staged.inputs == nullptr &&
       static_cast<int>(threadIdx.x) * 32 < blocks * kBlockInputs) {
     // A line of 128 bytes a thread: 16384 inputs. What is beyond comes a little later.
@@ -483,7 +479,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     stage_slice<BITS, TILES, SETS>(a, shared, first_block, blocks, inputs, sums, factors);
   }
 #pragma unroll 1
-  for (int i = kEarlyStages; i < a.stages; ++i) fill();
+  for (int i = a.early_stages; i < a.stages; ++i) fill();
   __syncthreads();
 
   int token_at[TILES];
@@ -708,6 +704,7 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
     stage_small_rows(packed, args, a.staged, stream);
   }
   a.stages = plan.stages;
+  a.early_stages = plan.early_stages;
   a.slots = plan.slots;
   a.groups = plan.groups;
   a.inputs_bytes = static_cast<int>(plan.inputs_bytes);

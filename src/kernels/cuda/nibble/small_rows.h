@@ -71,8 +71,9 @@ struct SmallRowsArgs {
   const float* norm_weight = nullptr;  // null: no norm
   float norm_eps = 0;
 
-  int stages = 0;  // of each warp's ring
-  int slots = 0;   // pieces that a warp leaves beside its last
+  int stages = 0;        // of each warp's ring
+  int early_stages = 0;  // filled before the inputs are there
+  int slots = 0;         // pieces that a warp leaves beside its last
   int groups = 0;
   int inputs_bytes = 0;
   int sums_bytes = 0;
@@ -100,6 +101,7 @@ struct SmallRowsPlan {
   int cluster = 1;
   int clusters = 1;
   int stages = 0;
+  int early_stages = 0;
   int slots = 0;
   int groups = 0;                // of sums that a thread block finishes, at most
   std::size_t inputs_bytes = 0;  // of shared memory, as the next

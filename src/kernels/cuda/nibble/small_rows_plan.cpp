@@ -41,11 +41,16 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
     plan.stages = static_cast<int>(std::min<std::size_t>(kMostStages, (room - kept) / stage));
     plan.shared_bytes = kept + static_cast<std::size_t>(plan.stages) * stage;
     plan.fits = true;
-    // Microseconds, by what an H100 takes: the items of a warp, what a cluster costs to start and to meet, and staging,
-    // of which each thread block has its slice.
-    constexpr std::array<double, 4> kMeeting = {0, 0.3, 0.6, 1.5};
-    const double cost = static_cast<double>(items) * (plan.tiles == 1 ? 0.5 : 0.8) + kMeeting[i] +
-                        static_cast<double>(blocks * rows) * 0.025;
+    // Early stages keep the copy engine, which takes some forty requests and then lets warps wait, from letting them go
+    // on to the inputs: that is worth it where there is much to read.
+    plan.early_stages = plan.tiles == 1 && items > 5 ? std::min(plan.stages, 3) : 2;
+    // Microseconds, by what an H100 takes: the items of a warp, what a cluster costs to start and to meet (one of 8
+    // leaves multiprocessors out), and staging, of which each thread block has its slice.
+    constexpr std::array<double, 4> kMeeting = {0, 0.3, 0.6, 0.6};
+    const bool one_tile = plan.tiles == 1;
+    const double item = (one_tile ? 0.5 : 0.8) + (cluster < kMostCluster ? 0 : one_tile ? 0.07 : 0.11);
+    const double cost = static_cast<double>(items) * item + kMeeting[i] +
+                        static_cast<double>(blocks * rows) * (one_tile ? 0.025 : 0.0125);
     if (!best.fits || cost < least) {
       best = plan;
       least = cost;
