@@ -1,4 +1,4 @@
-// Activations of gated sites, in float.
+// Activations in float.
 #pragma once
 
 #include "kernels/linear_kernel.h"
@@ -15,6 +15,10 @@ __device__ __forceinline__ float activate(ActivationKind kind, float v) {
     case ActivationKind::gelu_tanh:
       // 0.79788456 is sqrt(2/pi).
       return 0.5f * v * (1.0f + tanhf(0.79788456f * (v + 0.044715f * v * v * v)));
+    case ActivationKind::quick_gelu:
+      return __fdividef(v, 1.0f + __expf(-1.702f * v));
+    case ActivationKind::tanh:
+      return tanhf(v);
     default:
       return fmaxf(v, 0.0f);
   }

@@ -47,7 +47,8 @@ struct Plan {
 };
 
 using Key = std::tuple<int, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool,
-                       DType, DType, bool, std::uint32_t, std::uint32_t, std::uint32_t, bool>;
+                       DType, DType, bool, std::uint32_t, std::uint32_t, std::uint32_t, bool, std::int64_t,
+                       std::int64_t, std::int64_t, std::int64_t>;
 
 class Library {
  public:
@@ -71,7 +72,11 @@ class Library {
                   alignment_of(a.x),
                   alignment_of(a.w),
                   alignment_of(a.y),
-                  a.same_bias != nullptr};
+                  a.same_bias != nullptr,
+                  a.batch,
+                  a.x_step,
+                  a.w_step,
+                  a.y_step};
     const std::lock_guard lock(mutex_);
     const auto found = plans_.find(key);
     return found != plans_.end() ? found->second : plans_.emplace(key, make(a)).first->second;
@@ -81,6 +86,14 @@ class Library {
 
  private:
   Library() { check_lt(cublasLtCreate(&handle_), "starting"); }
+
+  static void set_batch(cublasLtMatrixLayout_t layout, std::int64_t batch, std::int64_t step) {
+    const auto count = static_cast<std::int32_t>(batch);
+    check_lt(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+             "describing a batch");
+    check_lt(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step),
+             "describing a batch");
+  }
 
   // Column-major in the library's words: y^T [n, m] = w [n, k] x^T [k, m].
   Plan make(const GemmArgs& a) {
@@ -103,6 +116,11 @@ class Library {
     check_lt(cublasLtMatrixLayoutCreate(&plan.y, data_type(a.y_dtype), static_cast<std::uint64_t>(a.n),
                                         static_cast<std::uint64_t>(a.m), a.y_stride),
              "describing outputs");
+    if (a.batch > 1) {
+      set_batch(plan.w, a.batch, a.w_step);
+      set_batch(plan.x, a.batch, a.x_step);
+      set_batch(plan.y, a.batch, a.y_step);
+    }
     if (a.same_bias != nullptr) {
       const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
       check_lt(

@@ -25,6 +25,9 @@ struct GemmArgs {
   const float* bias = nullptr;      // [n] or null, added after the sum was rounded to y's type
   const void* same_bias = nullptr;  // [n] of y's type or null, added before it is rounded
   bool accumulate = false;
+  /// So many products of one shape, whose operands lie so many elements apart.
+  std::int64_t batch = 1;
+  std::int64_t x_step = 0, w_step = 0, y_step = 0;
   bool half_accumulate = false;    // f16 operands and y only
   std::byte* workspace = nullptr;  // gemm_workspace_bytes(), aligned to 256
 };

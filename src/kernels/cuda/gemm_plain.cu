@@ -12,9 +12,13 @@ constexpr int kTile = 16;
 template <typename X, typename Y>
 __global__ void plain_kernel(const X* x, std::int64_t x_stride, const X* w, std::int64_t w_stride, bool w_is_kn, Y* y,
                              std::int64_t y_stride, const float* bias, const Y* same_bias, bool accumulate,
-                             std::int64_t m, std::int64_t n, std::int64_t k) {
+                             std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t x_step, std::int64_t w_step,
+                             std::int64_t y_step) {
   pdl_wait();
   pdl_launch();
+  x += blockIdx.z * x_step;
+  w += blockIdx.z * w_step;
+  y += blockIdx.z * y_step;
   __shared__ float xs[kTile][kTile + 1];
   __shared__ float ws[kTile][kTile + 1];
   const int tx = threadIdx.x;
@@ -66,15 +70,30 @@ unsigned grid_rows(std::int64_t count) { return static_cast<unsigned>(std::min<s
 }  // namespace
 
 void gemm_plain(const GemmArgs& a, CudaStream& stream) {
+  constexpr std::int64_t kMostAtOnce = 65535;
+  if (a.batch > kMostAtOnce) {
+    const auto moved = [](const void* p, std::int64_t elements, DType type) {
+      return static_cast<const std::byte*>(p) + static_cast<std::size_t>(elements) * bytes_of(type);
+    };
+    for (std::int64_t first = 0; first < a.batch; first += kMostAtOnce) {
+      GemmArgs some = a;
+      some.batch = std::min(kMostAtOnce, a.batch - first);
+      some.x = moved(a.x, first * a.x_step, a.operands);
+      some.w = moved(a.w, first * a.w_step, a.operands);
+      some.y = const_cast<std::byte*>(moved(a.y, first * a.y_step, a.y_dtype));
+      gemm_plain(some, stream);
+    }
+    return;
+  }
   const dim3 grid(static_cast<unsigned>(ceil_div(a.n, std::int64_t{kTile})),
-                  grid_rows(ceil_div(a.m, std::int64_t{kTile})));
+                  grid_rows(ceil_div(a.m, std::int64_t{kTile})), static_cast<unsigned>(a.batch));
   with_type(a.operands, "a product", [&](auto operand) {
     using X = decltype(operand);
     with_type(a.y_dtype, "a product", [&](auto result) {
       using Y = decltype(result);
       launch(stream, grid, dim3(kTile, kTile), 0, Overlap::yes, plain_kernel<X, Y>, static_cast<const X*>(a.x),
              a.x_stride, static_cast<const X*>(a.w), a.w_stride, a.w_is_kn, static_cast<Y*>(a.y), a.y_stride, a.bias,
-             static_cast<const Y*>(a.same_bias), a.accumulate, a.m, a.n, a.k);
+             static_cast<const Y*>(a.same_bias), a.accumulate, a.m, a.n, a.k, a.x_step, a.w_step, a.y_step);
     });
   });
 }

@@ -4,7 +4,24 @@
 
 namespace nibble {
 
-void multiply_site(const SiteProduct& p, CudaStream& stream) {
+SiteProduct product_of(const DenseWeights& dense, const LinearArgs& args) {
+  SiteProduct product;
+  product.rows = args.rows;
+  product.inputs = product.w_stride = dense.site.in_features();
+  product.x = args.x.data;
+  product.x_stride = args.x.stride;
+  product.w = dense.weights->data();
+  product.operands = dense.site.compute;
+  product.parts = dense.site.parts;
+  product.first_rows = dense.first_rows;
+  product.bias = dense.bias ? dense.bias->data() : nullptr;
+  product.y = args.y;
+  product.workspace = args.workspace;
+  return product;
+}
+
+std::vector<GemmArgs> products_of(const SiteProduct& p) {
+  std::vector<GemmArgs> out;
   const std::size_t element = bytes_of(p.y.front().dtype);
   const auto side_by_side = [&](std::size_t part) {
     const MatrixRef& before = p.y[part - 1];
@@ -35,10 +52,15 @@ void multiply_site(const SiteProduct& p, CudaStream& stream) {
       args.same_bias = static_cast<const std::byte*>(p.bias) + static_cast<std::size_t>(bias_at) * element;
     args.accumulate = p.accumulate;
     args.workspace = p.workspace;
-    gemm(args, stream);
+    out.push_back(args);
     bias_at += columns;
     first = last;
   }
+  return out;
+}
+
+void multiply_site(const SiteProduct& product, CudaStream& stream) {
+  for (const GemmArgs& one : products_of(product)) gemm(one, stream);
 }
 
 void copy_residual(const MatrixRef& residual, const MatrixRef& y, CudaStream& stream) {

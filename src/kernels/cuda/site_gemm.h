@@ -2,11 +2,13 @@
 #pragma once
 
 #include "core/cuda/cuda_device.h"
+#include "kernels/cuda/dense_weights.h"
 #include "kernels/cuda/gemm_lt.h"
 #include "kernels/linear_kernel.h"
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace nibble {
 
@@ -26,7 +28,12 @@ struct SiteProduct {
   std::byte* workspace = nullptr;            // gemm_workspace_bytes()
 };
 
+/// The product of packed weights with a call's inputs.
+SiteProduct product_of(const DenseWeights& dense, const LinearArgs& args);
+
 /// One product where weights and outputs of all parts lie side by side without gaps, else one a part.
+std::vector<GemmArgs> products_of(const SiteProduct& product);
+/// Runs them by cuBLASLt.
 void multiply_site(const SiteProduct& product, CudaStream& stream);
 
 /// y = residual, where they are not the same memory: what a product that accumulates starts from.

@@ -1,0 +1,93 @@
+// `wgmma`: full-precision weights in f16 or bf16, multiplied by a kernel for Hopper's tensor cores (tile_gemm.h) with
+// bias and activation in its epilogue.
+#include "core/error.h"
+#include "kernels/cuda/dense_weights.h"
+#include "kernels/cuda/elementwise_activation.h"
+#include "kernels/cuda/site_gemm.h"
+#include "kernels/cuda/tile_gemm.h"
+#include "kernels/registry.h"
+
+#include <algorithm>
+
+namespace nibble {
+namespace {
+
+constexpr int kHopper = 90;
+
+// What the weights were packed for, with the GPU's size.
+class Packed final : public PackedLinear {
+ public:
+  std::unique_ptr<DenseWeights> dense;
+  int multiprocessors = 0;
+  std::size_t bytes() const override { return dense->bytes(); }
+};
+
+class WgmmaKernel final : public LinearKernel {
+ public:
+  std::string_view name() const override { return "wgmma"; }
+  KernelTraits traits() const override {
+    return {.summary = "full precision on Hopper's tensor cores: f16 or bf16 with sums in f32; fuses activations",
+            .accumulate = "f32",
+            .in_auto = false};
+  }
+
+  Fit fit(const LinearSite& site, const DeviceInfo& device, std::int64_t) const override {
+    Fit fit = fits_dense(site);
+    if (!fit.ok) return fit;
+    if (device.isa != "sm_90")
+      return Fit::no(fmt::format("wgmma needs a GPU of compute capability 9.0; {} is {}", device.name, device.isa));
+    if (site.compute == DType::f32) return Fit::no("wgmma computes in f16 or bf16: use dense for f32");
+    // As lowering asks for it, with an epilogue that may not be fused.
+    if (site.epilogue.kind == EpilogueKind::store && site.y_dtype != site.compute)
+      return Fit::no(fmt::format("wgmma gives {}, not {}: use dense", name_of(site.compute), name_of(site.y_dtype)));
+    constexpr std::int64_t kEight = 8;
+    const bool whole = site.in_features() % kEight == 0 &&
+                       std::all_of(site.parts.begin(), site.parts.end(),
+                                   [](const LinearDesc& d) { return d.out_features % kEight == 0; });
+    if (!whole) {
+      return Fit::no(fmt::format("wgmma takes inputs and outputs in eights, {} has {} and {}: use dense",
+                                 site.parts.front().name, site.in_features(), site.parts.front().out_features));
+    }
+    return Fit::yes(false, site.epilogue.kind == EpilogueKind::activation && site.y_dtype == site.compute);
+  }
+
+  std::size_t packed_bytes(const LinearSite& site) const override { return dense_bytes(site); }
+
+  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device,
+                                     Stream& stream) const override {
+    auto packed = std::make_unique<Packed>();
+    packed->dense = pack_dense(site, tensors, device, stream);
+    packed->multiprocessors = cuda_device(device).multiprocessors();
+    return packed;
+  }
+
+  // Of products that only cuBLASLt takes.
+  std::size_t workspace(const LinearSite&, std::int64_t) const override { return gemm_workspace_bytes(); }
+  Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
+
+  void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
+    const auto& own = static_cast<const Packed&>(packed);
+    const LinearSite& site = own.dense->site;
+    if (args.x.dtype != site.compute) {
+      fail("wgmma: inputs of {} were given to {}, which computes in {}", name_of(args.x.dtype), site.parts.front().name,
+           name_of(site.compute));
+    }
+    const bool activates = site.epilogue.kind == EpilogueKind::activation;
+    for (const GemmArgs& one : products_of(product_of(*own.dense, args))) {
+      TileGemm gemm{one.m, one.n,        one.k,         one.operands, one.x, one.x_stride,
+                    one.w, one.w_stride, one.same_bias, {},           one.y, one.y_stride};
+      if (activates) gemm.activation = site.epilogue.activation;
+      if (takes(gemm, kHopper)) {
+        nibble::enqueue(gemm, plan_of(gemm, own.multiprocessors), own.multiprocessors, cuda_stream(stream));
+      } else {
+        nibble::gemm(one, cuda_stream(stream));
+        if (activates) activate_rows(site.epilogue.activation, args.y.front(), cuda_stream(stream));
+      }
+    }
+  }
+};
+
+NIBBLE_REGISTER_KERNEL(DeviceKind::cuda, WgmmaKernel);
+
+}  // namespace
+}  // namespace nibble
