@@ -21,6 +21,9 @@ void Backend::activation(ActivationKind, const MatrixRef&, const MatrixRef&, Str
   fail_without("activation by itself");
 }
 
+void Backend::pad_rows(const MatrixRef&, const std::int32_t*, std::int64_t, std::int64_t, const MatrixRef&, Stream&) {
+  fail_without("padding of packed rows");
+}
 void Backend::mean(const MatrixRef&, const MatrixRef&, const MatrixRef&, Stream&) { fail_without("mean of two heads"); }
 
 void Backend::cut_patches(const PatchArgs&, Stream&) { fail_without("patches of images"); }

@@ -56,6 +56,9 @@ struct NormArgs {
   const float* bias = nullptr;    // [width], layer norm only, may be null
   float eps = 0;
   MatrixRef y;  // may be x
+  MatrixRef addend =
+      {};              // added to x first; only where BackendTraits::fuses_add_norm, groups then are 1; no data: none
+  MatrixRef sum = {};  // where x + addend goes, too (may be either of them); no data: nowhere
 };
 
 /// Rotates the first `dims` dimensions of each head. table is [max_position, dims] floats: dims/2 cosines, then dims/2
@@ -115,6 +118,8 @@ struct SelfAttentionArgs {
   std::int64_t bias_reach = 0;
   /// Scores are kept as whole matrices between products of a library, as op-by-op programs do.
   bool materialise = false;
+  /// > 0: every sequence has so many rows. A GPU needs it to materialise scores.
+  std::int64_t length = 0;
   MatrixRef y;  // [rows, heads * head_dim]; not q, k or v
   std::byte* workspace = nullptr;
 };
@@ -173,6 +178,7 @@ struct BackendTraits {
   bool self_attention =
       false;            // has self_attention(), activation() and the tables of positions and types: encoders run
   bool images = false;  // has cut_patches(), place_patches() and mean(): encoders of images run
+  bool fuses_add_norm = false;  // norm() takes an addend; has pad_rows()
 };
 
 class Backend {
@@ -208,6 +214,10 @@ class Backend {
   /// Only where BackendTraits::images, as is mean().
   virtual void cut_patches(const PatchArgs& args, Stream& stream);
   virtual void place_patches(const PlaceArgs& args, Stream& stream);
+  /// Rows of packed sequences in a padded batch: y[s * length + i] = x[row_begin[s] + i], zeros behind a sequence's
+  /// end. row_begin [sequences + 1] in device memory. Only where BackendTraits::fuses_add_norm.
+  virtual void pad_rows(const MatrixRef& x, const std::int32_t* row_begin, std::int64_t sequences, std::int64_t length,
+                        const MatrixRef& y, Stream& stream);
   /// y[i] = x[indices[i]], i < y.rows; indices in device memory.
   virtual void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) = 0;
 

@@ -14,11 +14,22 @@ class CudaBackend final : public Backend {
 
   Device& device() override { return device_; }
   BackendTraits traits() const override {
-    return {.compute_activations = true, .joins_parts = true, .fuses_store = true};
+    return {.compute_activations = true,
+            .joins_parts = true,
+            .fuses_store = true,
+            .self_attention = true,
+            .images = true,
+            .fuses_add_norm = true};
   }
 
   void embed(const EmbedArgs& args, Stream& stream) override { cuda::embed(args, cuda_stream(stream)); }
-  void norm(const NormArgs& args, Stream& stream) override { cuda::norm(args, cuda_stream(stream)); }
+  void norm(const NormArgs& args, Stream& stream) override {
+    if (args.addend.data != nullptr) {
+      cuda::add_norm(args, cuda_stream(stream));
+    } else {
+      cuda::norm(args, cuda_stream(stream));
+    }
+  }
   void rotary(const RotaryArgs& args, Stream& stream) override { cuda::rotary(args, cuda_stream(stream)); }
 
   std::size_t kv_bytes(const KvView& shape) const override { return cuda::kv_bytes(shape); }
@@ -30,12 +41,31 @@ class CudaBackend final : public Backend {
     cuda::attention(args, device_, cuda_stream(stream));
   }
 
+  std::size_t self_attention_workspace(const SelfAttentionShape& shape) const override {
+    return cuda::self_attention_workspace(shape);
+  }
+  void self_attention(const SelfAttentionArgs& args, Stream& stream) override {
+    cuda::self_attention(args, device_, cuda_stream(stream));
+  }
+
+  void activation(ActivationKind kind, const MatrixRef& x, const MatrixRef& y, Stream& stream) override {
+    cuda::activation(kind, x, y, cuda_stream(stream));
+  }
   void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRef& up, const MatrixRef& y,
                         Stream& stream) override {
     cuda::gated_activation(kind, gate, up, y, cuda_stream(stream));
   }
   void add(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, Stream& stream) override {
     cuda::add(a, b, y, cuda_stream(stream));
+  }
+  void mean(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, Stream& stream) override {
+    cuda::mean(a, b, y, cuda_stream(stream));
+  }
+  void cut_patches(const PatchArgs& args, Stream& stream) override { cuda::cut_patches(args, cuda_stream(stream)); }
+  void place_patches(const PlaceArgs& args, Stream& stream) override { cuda::place_patches(args, cuda_stream(stream)); }
+  void pad_rows(const MatrixRef& x, const std::int32_t* row_begin, std::int64_t sequences, std::int64_t length,
+                const MatrixRef& y, Stream& stream) override {
+    cuda::pad_rows(x, row_begin, sequences, length, y, cuda_stream(stream));
   }
   void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) override {
     cuda::gather_rows(x, indices, y, cuda_stream(stream));

@@ -10,6 +10,16 @@
 namespace nibble::cuda {
 
 void embed(const EmbedArgs& args, CudaStream& stream);
+void cut_patches(const PatchArgs& args, CudaStream& stream);
+void place_patches(const PlaceArgs& args, CudaStream& stream);
+void pad_rows(const MatrixRef& x, const std::int32_t* row_begin, std::int64_t sequences, std::int64_t length,
+              const MatrixRef& y, CudaStream& stream);
+void activation(ActivationKind kind, const MatrixRef& x, const MatrixRef& y, CudaStream& stream);
+void mean(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, CudaStream& stream);
+/// norm() where there is an addend.
+void add_norm(const NormArgs& args, CudaStream& stream);
+std::size_t self_attention_workspace(const SelfAttentionShape& shape);
+void self_attention(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
 void norm(const NormArgs& args, CudaStream& stream);
 void rotary(const RotaryArgs& args, CudaStream& stream);
 void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRef& up, const MatrixRef& y,

@@ -1,5 +1,5 @@
-// The ops that combine two matrices element by element. Each element is read and written by one thread, so that y may
-// be an input.
+// The ops that combine two matrices element by element, or take one. Each element is read and written by one thread, so
+// that y may be an input.
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/elements.cuh"
 #include "ops/cuda/op_checks.h"
@@ -9,6 +9,10 @@ namespace {
 
 struct Add {
   __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
+};
+
+struct Mean {
+  __device__ __forceinline__ float operator()(float a, float b) const { return (a + b) / 2; }
 };
 
 struct Gated {
@@ -55,6 +59,11 @@ __global__ void combine(Operation operation, Rows<const A> a, Rows<const B> b, R
   store(y.row(blockIdx.x) + column, left);
 }
 
+struct Activated {
+  Gated gated;
+  __device__ __forceinline__ float operator()(float x, float) const { return gated.activate(x); }
+};
+
 template <typename Operation>
 void enqueue(const Operation& operation, const MatrixRef& a, const MatrixRef& b, const MatrixRef& y,
              CudaStream& stream) {
@@ -84,6 +93,19 @@ void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRe
   check_shape(up, gate.rows, gate.columns, "gated_activation", "up");
   check_shape(y, gate.rows, gate.columns, "gated_activation", "y");
   enqueue(Gated{kind}, gate, up, y, stream);
+}
+
+void activation(ActivationKind kind, const MatrixRef& x, const MatrixRef& y, CudaStream& stream) {
+  check_activation(x, "activation", "x");
+  check_shape(y, x.rows, x.columns, "activation", "y");
+  enqueue(Activated{{kind}}, x, x, y, stream);
+}
+
+void mean(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, CudaStream& stream) {
+  check_activation(a, "mean", "a");
+  check_shape(b, a.rows, a.columns, "mean", "b");
+  check_shape(y, a.rows, a.columns, "mean", "y");
+  enqueue(Mean{}, a, b, y, stream);
 }
 
 void add(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, CudaStream& stream) {

@@ -19,6 +19,67 @@ __global__ void pick_rows(Rows<const X> x, const std::int32_t* indices, float sc
   store(y.row(blockIdx.x) + column, values);
 }
 
+// A table that may be missing, of a type that is looked at for each element: it is read from the cache, mostly.
+struct Table {
+  const void* data;
+  std::int64_t stride;
+  DType type;
+
+  explicit Table(const MatrixRef& m) : data(m.data), stride(m.stride), type(m.dtype) {}
+  template <int kWidth>
+  __device__ __forceinline__ void add_to(std::int64_t row, std::int64_t column, float (&sum)[kWidth]) const {
+    float values[kWidth];
+    const std::int64_t index = row * stride + column;
+    if (type == DType::f32) {
+      load(static_cast<const float*>(data) + index, values);
+    } else if (type == DType::f16) {
+      load(static_cast<const __half*>(data) + index, values);
+    } else {
+      load(static_cast<const __nv_bfloat16*>(data) + index, values);
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum[i] += values[i];
+  }
+};
+
+template <int kWidth, typename X, typename Y>
+__global__ void sum_rows(Rows<const X> x, RowMap map, float scale, Table positions, std::int64_t offset, Table types,
+                         Rows<Y> y, std::int64_t columns) {
+  pdl_wait();
+  pdl_launch();
+  const std::int64_t column = column_unit() * kWidth;
+  if (column >= columns) return;
+  const std::int64_t row = blockIdx.x;
+  float values[kWidth];
+  load(x.row(map.tokens[row]) + column, values);
+#pragma unroll
+  for (float& value : values) value *= scale;
+  if (positions.data != nullptr) positions.add_to(map.positions[row] + offset, column, values);
+  if (types.data != nullptr) types.add_to(map.types != nullptr ? map.types[row] : 0, column, values);
+  store(y.row(row) + column, values);
+}
+
+void enqueue_sums(const EmbedArgs& args, CudaStream& stream) {
+  const MatrixRef& y = args.y;
+  const std::int64_t rows = args.map.rows;
+  if (rows == 0 || y.columns == 0) return;
+  const auto fits = [](const MatrixRef& table) { return table.data == nullptr || takes_vectors(table); };
+  with_width(takes_vectors(args.table) && takes_vectors(y) && fits(args.positions) && fits(args.types),
+             [&](auto width) {
+               constexpr int kWidth = decltype(width)::value;
+               const RowGrid grid(rows, y.columns / kWidth);
+               with_type(args.table.dtype, "an embedding table", [&](auto from) {
+                 with_type(y.dtype, "y", [&](auto to) {
+                   using X = decltype(from);
+                   using Y = decltype(to);
+                   launch(stream, grid.grid, grid.block, 0, Overlap::yes, sum_rows<kWidth, X, Y>,
+                          Rows<const X>(args.table), args.map, args.scale, Table(args.positions), args.position_offset,
+                          Table(args.types), Rows<Y>(y), y.columns);
+                 });
+               });
+             });
+}
+
 void enqueue(const MatrixRef& x, const std::int32_t* indices, float scale, const MatrixRef& y, std::int64_t rows,
              const char* what, CudaStream& stream) {
   if (rows == 0 || y.columns == 0) return;
@@ -41,6 +102,13 @@ void enqueue(const MatrixRef& x, const std::int32_t* indices, float scale, const
 void embed(const EmbedArgs& args, CudaStream& stream) {
   check_activation(args.table, "embed", "the table");
   check_shape(args.y, args.map.rows, args.table.columns, "embed", "y");
+  if (args.positions.data != nullptr || args.types.data != nullptr) {
+    if (args.positions.data != nullptr)
+      check_shape(args.positions, 1, args.table.columns, "embed", "the table of positions");
+    if (args.types.data != nullptr) check_shape(args.types, 1, args.table.columns, "embed", "the table of types");
+    enqueue_sums(args, stream);
+    return;
+  }
   enqueue(args.table, args.map.tokens, args.scale, args.y, args.map.rows, "an embedding table", stream);
 }
 

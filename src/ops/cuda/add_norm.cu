@@ -1,0 +1,171 @@
+// The norm of a sum, as encoders have it between their blocks: one pass that reads both addends, and may keep the sum.
+// A row is normed by a warp where its elements fit into a few registers of each lane, else by a block; mean and
+// variance are taken in turn from the registers, in f32 and in a fixed order, of the sum before it is rounded.
+#include "ops/cuda/cuda_ops.h"
+#include "ops/cuda/elements.cuh"
+#include "ops/cuda/op_checks.h"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kWarpsPerBlock = 4;
+constexpr int kBlock = 256;
+constexpr int kMostAccesses = 4;  // of a lane, eight elements each
+
+struct Shape {
+  std::int64_t rows;
+  std::int64_t width;
+  float eps;
+  bool rms;
+  bool keeps;  // the sum
+};
+
+template <typename T>
+struct Matrices {
+  Rows<const T> a, b;
+  Rows<T> sum;
+  Rows<T> y;
+};
+
+__device__ __forceinline__ float over_block(float value) {
+  __shared__ float parts[kBlock / kWarp];
+  value = warp_sum(value);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float out = 0;
+#pragma unroll
+  for (int i = 0; i < kBlock / kWarp; ++i) out += parts[i];
+  return out;
+}
+
+// kAccesses times 256 elements or less.
+template <int kAccesses, typename T>
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    add_norm_warp(Matrices<T> m, const float* weight, const float* bias, Shape s) {
+  pdl_wait();
+  pdl_launch();
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+  if (row >= s.rows) return;
+  float x[kAccesses][kVector];
+#pragma unroll
+  for (int i = 0; i < kAccesses; ++i) {
+    const int at = (i * kWarp + lane) * kVector;
+    float other[kVector] = {};
+#pragma unroll
+    for (float& value : x[i]) value = 0;
+    if (at < s.width) {
+      load(m.a.row(row) + at, x[i]);
+      load(m.b.row(row) + at, other);
+    }
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) x[i][e] += other[e];
+    if (s.keeps && at < s.width) store(m.sum.row(row) + at, x[i]);
+  }
+  const float per = 1.0f / static_cast<float>(s.width);
+  float mean = 0;
+  if (!s.rms) {
+#pragma unroll
+    for (int i = 0; i < kAccesses; ++i) {
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) mean += x[i][e];
+    }
+    mean = warp_sum(mean) * per;
+  }
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kAccesses; ++i) {
+    if ((i * kWarp + lane) * kVector >= s.width) continue;
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) squares += (x[i][e] - mean) * (x[i][e] - mean);
+  }
+  const float factor = rsqrtf(warp_sum(squares) * per + s.eps);
+#pragma unroll
+  for (int i = 0; i < kAccesses; ++i) {
+    const int at = (i * kWarp + lane) * kVector;
+    if (at >= s.width) continue;
+    float w[kVector];
+    float c[kVector] = {};
+#pragma unroll
+    for (float& value : w) value = 1;
+    if (weight != nullptr) load(weight + at, w);
+    if (bias != nullptr) load(bias + at, c);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) x[i][e] = fmaf((x[i][e] - mean) * factor, w[e], c[e]);
+    store(m.y.row(row) + at, x[i]);
+  }
+}
+
+// Any width and alignment: the sum is read again for each of the three passes, from the cache.
+template <typename T>
+__global__ void __launch_bounds__(kBlock)
+    add_norm_block(Matrices<T> m, const float* weight, const float* bias, Shape s) {
+  pdl_wait();
+  pdl_launch();
+  const std::int64_t row = blockIdx.x;
+  const auto sum = [&](std::int64_t i) { return to_float(m.a.row(row)[i]) + to_float(m.b.row(row)[i]); };
+  const float per = 1.0f / static_cast<float>(s.width);
+  float mean = 0;
+  if (!s.rms) {
+    for (std::int64_t i = threadIdx.x; i < s.width; i += kBlock) mean += sum(i);
+    mean = over_block(mean) * per;
+  }
+  float squares = 0;
+  for (std::int64_t i = threadIdx.x; i < s.width; i += kBlock) squares += (sum(i) - mean) * (sum(i) - mean);
+  const float factor = rsqrtf(over_block(squares) * per + s.eps);
+  for (std::int64_t i = threadIdx.x; i < s.width; i += kBlock) {
+    // Both outputs may be an addend's memory: each element is read before it is written, by the same thread.
+    const float value = sum(i);
+    const float w = weight != nullptr ? weight[i] : 1.0f;
+    const float c = bias != nullptr ? bias[i] : 0.0f;
+    if (s.keeps) m.sum.row(row)[i] = from_float<T>(value);
+    m.y.row(row)[i] = from_float<T>(fmaf((value - mean) * factor, w, c));
+  }
+}
+
+}  // namespace
+
+void add_norm(const NormArgs& args, CudaStream& stream) {
+  const std::int64_t rows = args.x.rows;
+  const std::int64_t width = args.x.columns;
+  check_activation(args.x, "norm of a sum", "x");
+  check_shape(args.addend, rows, width, "norm of a sum", "the addend");
+  check_shape(args.y, rows, width, "norm of a sum", "y");
+  const bool keeps = args.sum.data != nullptr;
+  if (keeps) check_shape(args.sum, rows, width, "norm of a sum", "the sum");
+  if (args.groups != 1) fail("norm of a sum: {} groups; expected 1", args.groups);
+  if (args.addend.dtype != args.x.dtype || args.y.dtype != args.x.dtype || (keeps && args.sum.dtype != args.x.dtype)) {
+    fail("norm of a sum: addends, sum and y should be of one type, not {}, {} and {}", name_of(args.x.dtype),
+         name_of(args.addend.dtype), name_of(args.y.dtype));
+  }
+  if (rows == 0 || width == 0) return;
+  const Shape shape{rows, width, args.eps, args.kind == NormKind::rms, keeps};
+  const MatrixRef& sum = keeps ? args.sum : args.y;
+  const bool vectors = takes_vectors(args.x) && takes_vectors(args.addend) && takes_vectors(args.y) &&
+                       takes_vectors(sum) && takes_vectors(args.weight) && takes_vectors(args.bias);
+  with_type(args.x.dtype, "x", [&](auto type) {
+    using T = decltype(type);
+    const Matrices<T> m{Rows<const T>(args.x), Rows<const T>(args.addend), Rows<T>(sum), Rows<T>(args.y)};
+    const auto by_warp = [&](auto accesses) {
+      constexpr int kAccesses = decltype(accesses)::value;
+      const dim3 grid(static_cast<unsigned>((rows + kWarpsPerBlock - 1) / kWarpsPerBlock));
+      launch(stream, grid, dim3(kWarp * kWarpsPerBlock), 0, Overlap::yes, add_norm_warp<kAccesses, T>, m, args.weight,
+             args.bias, shape);
+    };
+    constexpr std::int64_t kOfAccess = kWarp * kVector;
+    if (vectors && width <= 2 * kOfAccess) {
+      by_warp(std::integral_constant<int, 2>{});
+    } else if (vectors && width <= 3 * kOfAccess) {
+      by_warp(std::integral_constant<int, 3>{});
+    } else if (vectors && width <= kMostAccesses * kOfAccess) {
+      by_warp(std::integral_constant<int, kMostAccesses>{});
+    } else {
+      launch(stream, dim3(static_cast<unsigned>(rows)), dim3(kBlock), 0, Overlap::yes, add_norm_block<T>, m,
+             args.weight, args.bias, shape);
+    }
+  });
+}
+
+}  // namespace nibble::cuda

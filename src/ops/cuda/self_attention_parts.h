@@ -1,0 +1,21 @@
+// The kernels that self_attention() is put together from.
+#pragma once
+
+#include "core/cuda/cuda_device.h"
+#include "ops/backend.h"
+
+#include <cstddef>
+
+namespace nibble::cuda {
+
+/// Tiles of rows of a sequence on tensor cores; q, k, v and y all f16 or all bf16, heads of up to 256.
+void self_attend_tiles(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
+
+/// The same in float arithmetic on q, k, v and y of f32.
+void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream);
+
+/// Whole matrices of scores between products of cuBLASLt; sequences of SelfAttentionArgs::length rows each.
+void self_attend_whole(const SelfAttentionArgs& args, CudaStream& stream);
+std::size_t self_attend_whole_workspace(const SelfAttentionShape& shape);
+
+}  // namespace nibble::cuda
