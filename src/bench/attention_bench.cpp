@@ -3,12 +3,14 @@
 #include "core/checked.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "core/float_convert.h"
 #include "kernels/random_site.h"
 
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -19,19 +21,33 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kLeastRounds = 5;
 
-// f32 sums in another order; bf16 rounds weights and values by up to 2^-9.
-double agreement_bound(DType compute) { return compute == DType::f32 ? 1e-4 : 3e-2; }
+// f32 sums in another order; bf16 rounds weights and values by up to 2^-9, f16 by 2^-12.
+double agreement_bound(DType compute) { return compute == DType::f32 ? 1e-4 : compute == DType::f16 ? 1e-2 : 3e-2; }
+
+float element(const std::byte* from, DType type) {
+  if (type == DType::f32) {
+    float value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return type == DType::f16 ? half_to_float(bits) : bf16_to_float(bits);
+}
 
 // Rows of some sequences on the device, with what a call needs around them.
 class Rows {
  public:
   Rows(const AttentionCase& attention, const std::vector<std::int32_t>& lengths, bool padded, bool materialise,
        Backend& backend, Stream& stream)
-      : lengths_(lengths), padded_(padded), columns_(attention.heads * attention.head_dim) {
+      : lengths_(lengths),
+        padded_(padded),
+        columns_(attention.heads * attention.head_dim),
+        type_(backend.traits().compute_activations ? attention.compute : DType::f32) {
     std::vector<std::int32_t> begin = {0};
     for (const std::int32_t length : lengths) begin.push_back(begin.back() + rows_of(length, attention.length));
     rows_ = begin.back();
-    const auto each = checked_mul(static_cast<std::size_t>(rows_ * columns_), sizeof(float), "the rows");
+    const auto each = checked_mul(static_cast<std::size_t>(rows_ * columns_), bytes_of(type_), "the rows");
     const SelfAttentionShape shape{
         rows_, attention.batch, attention.length, attention.heads, attention.head_dim, attention.compute, materialise};
     workspace = backend.self_attention_workspace(shape);
@@ -57,6 +73,7 @@ class Rows {
     args.compute = attention.compute;
     args.valid = padded ? row_begin + begin.size() : nullptr;
     args.materialise = materialise;
+    if (padded || attention.mask != AttentionMask::padding) args.length = attention.length;
     args.workspace = scratch_->data();
   }
 
@@ -66,12 +83,14 @@ class Rows {
     std::int64_t row = 0;
     for (const std::int32_t count : lengths_) {
       const std::size_t before = out.size();
-      out.resize(before + static_cast<std::size_t>(count * columns_));
-      stream.copy_to_host(out.data() + before, args.y.f32_row(row),
-                          static_cast<std::size_t>(count * columns_) * sizeof(float));
+      const auto values = static_cast<std::size_t>(count * columns_);
+      out.resize(before + values);
+      std::vector<std::byte> raw(values * bytes_of(type_));
+      stream.copy_to_host(raw.data(), row_at(3, row), raw.size());
+      stream.synchronize();
+      for (std::size_t i = 0; i < values; ++i) out[before + i] = element(raw.data() + i * bytes_of(type_), type_);
       row += rows_of(count, length);
     }
-    stream.synchronize();
     return out;
   }
 
@@ -82,21 +101,27 @@ class Rows {
   std::int32_t rows_of(std::int32_t length, std::int64_t padded) const {
     return padded_ ? static_cast<std::int32_t>(padded) : length;
   }
-  MatrixRef matrix(int index) const {
-    float* first = reinterpret_cast<float*>(data_->data()) + index * rows_ * columns_;
-    return {first, DType::f32, rows_, columns_, columns_};
+  std::byte* row_at(int index, std::int64_t row) const {
+    return data_->data() + static_cast<std::size_t>((index * rows_ + row) * columns_) * bytes_of(type_);
   }
+  MatrixRef matrix(int index) const { return {row_at(index, 0), type_, rows_, columns_, columns_}; }
   // The same values for a token of a sequence, whether there is padding behind it or not.
   void fill(std::int64_t length, Stream& stream) {
-    std::vector<float> values(static_cast<std::size_t>(length * columns_));
+    std::vector<std::byte> values(static_cast<std::size_t>(length * columns_) * bytes_of(type_));
     for (int which = 0; which < 3; ++which) {
       std::int64_t row = 0;
       for (std::size_t s = 0; s < lengths_.size(); ++s) {
         Random random(1 + s * 3 + static_cast<std::size_t>(which));
-        for (float& value : values) value = random.normal();
+        for (std::size_t at = 0; at < values.size(); at += bytes_of(type_)) {
+          const float value = random.normal();
+          const std::uint16_t half = type_ == DType::f16 ? float_to_half(value) : float_to_bf16(value);
+          std::memcpy(values.data() + at, type_ == DType::f32 ? static_cast<const void*>(&value) : &half,
+                      bytes_of(type_));
+        }
         const std::int32_t rows = rows_of(lengths_[s], length);
-        stream.copy_to_device(matrix(which).f32_row(row), values.data(),
-                              static_cast<std::size_t>(rows * columns_) * sizeof(float));
+        stream.copy_to_device(row_at(which, row), values.data(),
+                              static_cast<std::size_t>(rows * columns_) * bytes_of(type_));
+        stream.synchronize();
         row += rows;
       }
     }
@@ -106,6 +131,7 @@ class Rows {
   std::vector<std::int32_t> lengths_;
   bool padded_;
   std::int64_t columns_;
+  DType type_;  // of q, k, v and y
   std::int64_t rows_ = 0;
   std::unique_ptr<Buffer> data_, maps_, scratch_;
 };

@@ -71,8 +71,10 @@ struct EncoderBenchOptions {
 };
 
 struct EncoderPathResult {
-  std::vector<double> seconds;     // of each timed forward pass: ids in host memory to hidden states in host memory
-  std::size_t peak_memory = 0;     // bytes: weights, and the most that a forward pass took beside them
+  std::vector<double> seconds;  // of each timed forward pass: ids in host memory to hidden states in the device's
+  // Bytes: weights, and the most that a forward pass took beside them: of the process, or on a GPU of it as NVML says,
+  // else as planned.
+  std::size_t peak_memory = 0;
   std::size_t planned_memory = 0;  // what the memory plan says
 };
 
@@ -83,6 +85,8 @@ struct EncoderCellResult {
   Cost cost;              // the least that the useful tokens need
 };
 
+/// Times a model of text on a GPU from ids in host memory to hidden states in device memory, a model of images from
+/// pixels in device memory.
 class EncoderBench {
  public:
   EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderBenchOptions& options);

@@ -27,17 +27,21 @@ struct Options {
   std::vector<std::string> dtype = {"f32"};
   double seconds = 0.5;
   std::string format = "markdown";
+  std::string device = "auto";
 };
 
 int run(const Options& o) {
   const TableFormat format = table_format_from_name(o.format);
   EngineOptions engine;
+  engine.device = o.device;
   const std::unique_ptr<Backend> backend = make_backend(engine);
   const DeviceInfo& info = backend->device().info();
+  const bool gpu = info.kind == DeviceKind::cuda;
   std::vector<AttentionCase> cases;
   for (const std::string& type : o.dtype) {
     const std::optional<DType> compute = dtype_from_name(type);
-    if (compute != DType::f32 && compute != DType::bf16) fail_usage("--dtype {}: expected f32 or bf16", type);
+    if (compute != DType::f32 && compute != DType::bf16 && (compute != DType::f16 || !gpu))
+      fail_usage("--dtype {}: expected f32{} or bf16", type, gpu ? ", f16" : "");
     for (const std::string& mask : o.mask) {
       for (const std::int64_t batch : o.batch_size) {
         for (const std::int64_t length : o.length) {
@@ -51,8 +55,8 @@ int run(const Options& o) {
   }
   Table table;
   table.caption = fmt::format(
-      "{} ({}), {} threads; forward, both ways in turns, medians. Memory is scratch beside q, k, v and the outputs.",
-      info.name, info.isa, ThreadPool::instance().threads());
+      "{} ({}){}; forward, both ways in turns, medians. Memory is scratch beside q, k, v and the outputs.", info.name,
+      info.isa, gpu ? std::string() : fmt::format(", {} threads", ThreadPool::instance().threads()));
   table.columns = {{"dtype", "dtype"},
                    {"mask", "mask"},
                    {"batch_size", "batch"},
@@ -114,7 +118,9 @@ const CommandRegistration kRegistration(
        app.add_option("--mask", o->mask, "none, causal, padding (lengths from 1 to --seqlen), a list")
            ->delimiter(',')
            ->capture_default_str();
-       app.add_option("--dtype", o->dtype, "f32, bf16, a list")->delimiter(',')->capture_default_str();
+       app.add_option("--dtype", o->dtype, "f32, bf16, on a GPU f16, a list")->delimiter(',')->capture_default_str();
+       app.add_option("--device", o->device, "auto (a GPU where there is one), cpu, cuda, cuda:N")
+           ->capture_default_str();
        app.add_option("--seconds", o->seconds, "for each case")->check(CLI::PositiveNumber)->capture_default_str();
        app.add_option("--format", o->format, "markdown, csv, json, jsonl")->capture_default_str();
        return [o] { return run(*o); };

@@ -73,6 +73,7 @@ struct Options {
 
   void add_to(CLI::App& app);
   void check() const;
+  DeviceChoice chosen() const { return choose_device(use_cuda && device == "auto" ? "cuda" : device); }
   std::string caption() const;
 };
 
@@ -98,13 +99,13 @@ void Options::add_to(CLI::App& app) {
                "batch sizes 8,16,64 and lengths 64,128,256 (benchmark_bettertransformer: 1,2,4 and "
                "64,128); of images batch sizes 2,4,8,16,32");
   app.add_flag("--use-cuda", use_cuda, "run on a GPU");
-  app.add_flag("--use-half", use_half, "compute in bf16 on the CPU");
+  app.add_flag("--use-half", use_half, "compute in f16 on a GPU, in bf16 on the CPU");
   app.add_flag("--use-mask", use_mask, "say where padding is even for a single sequence (always done here)");
   app.add_flag("--is_decoder", is_decoder, "decoders are measured by bench gptq");
   app.add_option("--avg-seqlen,--max_token", ignored, "taken and not used, as by optimum's script for encoders");
-  list("--dtype", dtype, "what is computed in, a list: f32, bf16 (by the model)");
+  list("--dtype", dtype, "what is computed in, a list: f32, bf16, on a GPU f16 (by the model)");
   list("--path", paths, "eager, fast (both)")->check(CLI::IsMember({"eager", "fast"}));
-  app.add_option("--device", device, "auto, cpu (auto: the CPU, encoders run nowhere else yet)");
+  app.add_option("--device", device, "auto (a GPU where there is one), cpu, cuda, cuda:N");
   app.add_option("--pass-rows", pass_rows, "rows a pass of the fast path (0: by the device)")
       ->check(CLI::NonNegativeNumber);
   app.add_option_function<double>(
@@ -124,12 +125,12 @@ void Options::check() const {
   table_format_from_name(format);
   if (is_decoder)
     fail_usage("--is_decoder: decoders are measured by nibble bench gptq, which takes full-precision models, too");
-  if (use_cuda || choose_device(device == "auto" ? "cpu" : device).kind == DeviceKind::cuda) {
-    fail_usage("{}: encoders run on the CPU only so far; leave the flag out",
-               use_cuda ? std::string("--use-cuda") : "--device " + device);
-  }
+  if (use_cuda && device != "auto" && choose_device(device).kind != DeviceKind::cuda)
+    fail_usage("--use-cuda and --device {} were both given: leave one out", device);
   for (const std::string& name : dtype) {
-    if (name != "f32" && name != "bf16") fail_usage("--dtype {}: expected f32 or bf16", name);
+    if (name != "f32" && name != "bf16" && name != "f16") fail_usage("--dtype {}: expected f32, bf16 or f16", name);
+    if (name == "f16" && chosen().kind == DeviceKind::cpu)
+      fail_usage("--dtype f16: the CPU has no products of f16; expected f32 or bf16");
   }
   if (std::find(paths.begin(), paths.end(), "fast") == paths.end())
     fail_usage("--path: the eager path is measured beside the fast one: give fast, or both");
@@ -137,9 +138,11 @@ void Options::check() const {
 
 std::string Options::caption() const {
   std::string text = fmt::format(
-      "Random tokens; a forward pass from ids in memory to hidden states in memory, both paths in turns, one pass each "
+      "Random tokens; a forward pass from ids in memory to hidden states in {}memory, both paths in turns, one pass "
+      "each "
       "to warm up, then {} timed{}; medians.",
-      num_batches, seconds > 0 ? fmt::format(" (fewer where {} s are over)", seconds) : std::string());
+      chosen().kind == DeviceKind::cuda ? "the GPU's " : "", num_batches,
+      seconds > 0 ? fmt::format(" (fewer where {} s are over)", seconds) : std::string());
   if (shortened) text += " This is a shortened protocol; the full one times 50.";
   return text;
 }
@@ -149,7 +152,7 @@ class Bench {
   explicit Bench(Options options) : o_(std::move(options)), started_(utc_now()) {
     o_.check();
     if (o_.shortened && !o_.seconds_given) o_.seconds = kShortSeconds;
-    if (o_.use_half && o_.dtype.empty()) o_.dtype = {"bf16"};
+    if (o_.use_half && o_.dtype.empty()) o_.dtype = {o_.chosen().kind == DeviceKind::cuda ? "f16" : "bf16"};
     checkpoint_ = std::make_shared<const Checkpoint>(resolve_model(o_.model, o_.revision));
     images_ = program_from_checkpoint(*checkpoint_).image.has_value();
     if (images_ && !o_.lengths_file.empty()) fail_usage("--lengths-file: {} is a model of images", o_.model);
@@ -166,6 +169,7 @@ class Bench {
     std::vector<std::unique_ptr<EncoderBench>> benches;
     for (const std::optional<DType> type : types()) {
       EncoderBenchOptions options;
+      options.device = o_.chosen().name();
       options.compute = type;
       options.eager = std::find(o_.paths.begin(), o_.paths.end(), "eager") != o_.paths.end();
       options.pass_rows = o_.pass_rows;
@@ -271,7 +275,7 @@ class Bench {
     row.cell = cell;
     row.result = result;
     const DeviceInfo& info = bench.fast().device().info();
-    row.device = "cpu";
+    row.device = o_.chosen().name();
     row.device_name = info.name;
     row.isa = info.isa;
     row.threads = ThreadPool::instance().threads();
@@ -294,6 +298,11 @@ class Bench {
 
   std::string caption() const {
     std::string text = o_.caption();
+    if (o_.chosen().kind == DeviceKind::cuda) {
+      const std::string name = rows_.empty() ? "GPU" : rows_.front().device_name;
+      return text + fmt::format(" {}; multiplies {:.0f} GFLOP/s in f32, {:.0f} in bf16, {:.0f} in f16.", name,
+                                rates_.f32 / 1e9, rates_.bf16 / 1e9, rates_.f16 / 1e9);
+    }
     text += fmt::format(" {}; {} threads, {}; multiplies {:.0f} GFLOP/s in f32, {:.0f} in bf16.", cpu_model(),
                         ThreadPool::instance().threads(), name_of(active_isa()), rates_.f32 / 1e9, rates_.bf16 / 1e9);
     return text;

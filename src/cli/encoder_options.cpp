@@ -65,7 +65,7 @@ std::string architectures_for(std::initializer_list<HeadKind> heads) {
 void EncoderModelOptions::add_to(CLI::App& app) {
   app.add_option("--model", model, "a Hugging Face folder, or a hub id that is in the Hugging Face cache")->required();
   app.add_option("--revision", revision, "branch, tag or commit of a hub id")->capture_default_str();
-  app.add_option("--dtype", dtype, "what linear layers and attention compute in: auto, f32, bf16")
+  app.add_option("--dtype", dtype, "what linear layers and attention compute in: auto, f32, bf16, on a GPU f16")
       ->capture_default_str();
   app.add_option("--device", device, "auto (a GPU where there is one), cpu, cuda, cuda:N")->capture_default_str();
   app.add_option("--path", path, "fast: packed and fused; eager: op by op, padded")->capture_default_str();
@@ -86,7 +86,8 @@ TextModelOptions EncoderModelOptions::text_model_options() const {
   options.engine.path = encoder_path_named(path);
   if (dtype != "auto") {
     options.engine.compute = dtype_from_name(dtype);
-    if (!options.engine.compute) fail_usage("--dtype {}: there is no such type; expected auto, f32 or bf16", dtype);
+    if (!options.engine.compute)
+      fail_usage("--dtype {}: there is no such type; expected auto, f32, bf16 or f16", dtype);
   }
   options.batch_size = batch_size;
   options.max_length = max_length;

@@ -14,7 +14,7 @@ struct EncoderRow {
   std::string model;  // as the user named it
   EncoderCell cell;
   EncoderCellResult result;
-  std::string device;  // "cpu"
+  std::string device;  // "cpu", "cuda:0"
   std::string device_name;
   std::string isa;
   int threads = 0;

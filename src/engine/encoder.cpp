@@ -3,6 +3,7 @@
 #include "core/checked.h"
 #include "core/clock.h"
 #include "core/error.h"
+#include "core/float_convert.h"
 #include "engine/configuration.h"
 #include "engine/lowering.h"
 #include "engine/pass.h"
@@ -14,6 +15,8 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
+#include <tuple>
 #include <utility>
 
 namespace nibble {
@@ -24,6 +27,23 @@ using Clock = std::chrono::steady_clock;
 // Rows that the activations of a pass may have on the CPU: those of a wide site (1536 columns) take 6 MB, a share of
 // the last cache, while each panel of weights is still read once for hundreds of rows.
 constexpr std::int64_t kPassRows = 1024;
+// On a GPU: larger products run no faster, and activations stay some hundred MB.
+constexpr std::int64_t kGpuPassRows = 65536;
+// Captured passes that are kept; each holds some hundred nodes.
+constexpr std::size_t kMostGraphs = 256;
+
+// Rows that a captured pass of `rows` rows has: steps of 64 up to 2048, beyond that at most 3% more than asked for.
+std::int64_t bucket_of(std::int64_t rows) {
+  constexpr std::int64_t kStep = 64;
+  constexpr std::int64_t kFine = 2048;
+  constexpr std::int64_t kShare = 34;
+  std::int64_t step = kStep;
+  if (rows > kFine) {
+    step = kStep / 2;
+    while (2 * step * kShare <= rows) step *= 2;
+  }
+  return round_up(rows, step);
+}
 
 // The sequences [first, last) of a batch, which one pass takes.
 struct Group {
@@ -34,6 +54,16 @@ struct Group {
 // A batch of either kind. Images are sequences of one length, without tokens.
 struct Input : EncoderBatch {
   std::span<const float> pixels = {};
+  bool resident = false;
+};
+
+// What a captured pass depends on beside the memory it works in.
+struct GraphKey {
+  std::int64_t rows = 0;
+  std::int64_t sequences = 0;
+  std::int64_t length = 0;  // of the padded batch that it leaves on the device; 0: it leaves none
+  bool types = false;
+  auto operator<=>(const GraphKey&) const = default;
 };
 
 }  // namespace
@@ -81,13 +111,15 @@ struct EncoderEngine::Impl {
   Weights weights;
 
   PassRunner runner;
-  std::unique_ptr<Buffer> arena, scratch, tables, pixels;
-  // [max_rows], but row_begin and valid: [max_batch + 1]
-  std::int32_t *tokens = nullptr, *positions = nullptr, *types = nullptr, *head_rows = nullptr, *row_begin = nullptr,
-               *valid = nullptr;
+  std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded;
+  std::map<GraphKey, std::unique_ptr<Graph>> graphs;
+  std::size_t table_used = 0;               // bytes at the head of `staging` that the pass at hand needs in `tables`
+  MatrixRef resident_hidden;                // what on_device() gives
   std::vector<std::int32_t> image_lengths;  // of the batch of images at hand, all the same
 
   bool eager() const { return options.path == EncoderPath::eager; }
+  bool gpu() const { return backend->device().info().kind == DeviceKind::cuda; }
+  bool captures() const { return gpu() && !eager() && options.capture; }
   bool head_has_rows() const {
     return program.head == HeadKind::masked_lm || program.head == HeadKind::token_class ||
            program.head == HeadKind::question_answer;
@@ -110,10 +142,14 @@ struct EncoderEngine::Impl {
   }
   std::vector<Group> groups(const EncoderBatch& batch) const;
   std::int32_t head_row(const EncoderBatch& batch, std::int64_t sequence) const;
-  Pass begin_pass(const Input& batch, const Group& group, bool head);
-  void to_device(std::int32_t* to, const std::vector<std::int32_t>& from) {
-    if (!from.empty()) stream->copy_to_device(to, from.data(), from.size() * sizeof(std::int32_t));
+  Pass begin_pass(const Input& batch, const Group& group, const EncoderWants& wants);
+  void send_tables() {
+    if (table_used > 0) stream->copy_to_device(tables->data(), staging->data(), table_used);
   }
+  MatrixRef padded_rows(const Group& group, std::int64_t length) const;
+  void work(const Pass& pass, const Group& group, std::int64_t length, bool on_device);
+  void replay(const Pass& pass, const Group& group, std::int64_t length, bool on_device);
+  void copy_out(const MatrixRef& from, std::int64_t row, std::size_t rows, float* to) const;
   void run(const Pass& pass, const std::function<void(std::size_t node)>& after) {
     for (std::size_t i = 0; i < nodes.size(); ++i) {
       if (runner.skips(i, pass)) continue;
@@ -144,9 +180,13 @@ void EncoderEngine::Impl::configure() {
     fail("encoders of images do not run on {}: use --device cpu", backend->device().info().name);
   const std::vector<std::string> embeddings = tables_of(program);
   const DType stored = checkpoint->tensor(embeddings.front()).dtype;
-  compute = options.compute.value_or(stored == DType::f32 ? DType::f32 : DType::bf16);
-  if (compute != DType::f32 && compute != DType::bf16)
-    fail_usage("compute type {} is not supported on the CPU; use f32 or bf16", name_of(compute));
+  compute = options.compute.value_or(stored == DType::f32 || stored == DType::f64 ? DType::f32
+                                     : gpu()                                      ? stored
+                                                                                  : DType::bf16);
+  if (compute != DType::f32 && compute != DType::bf16 && (compute != DType::f16 || !gpu())) {
+    fail_usage("compute type {} is not supported on {}; use f32{} or bf16", name_of(compute),
+               gpu() ? backend->device().info().name : "the CPU", gpu() ? ", f16" : "");
+  }
   for (const std::string& table : embeddings) table_bytes += checkpoint->tensor(table).bytes.size();
   sizes.activations = traits.compute_activations ? compute : DType::f32;
   sizes.joins_parts = traits.joins_parts;
@@ -158,8 +198,9 @@ void EncoderEngine::Impl::configure() {
   lowering.compute = compute;
   lowering.fuse = !eager();
   lowering.split_parts = eager();
-  lowering.max_rows = kPassRows;
+  lowering.max_rows = gpu() ? kGpuPassRows : kPassRows;
   lowering.decode_rows = kPassRows;
+  if (gpu() && !eager()) lowering.full_precision = "wgmma";
   lowering.backend = traits;
   nodes = lower(program, backend->device(), lowering);
 }
@@ -172,15 +213,11 @@ void EncoderEngine::Impl::allocate() {
   scratch = device.allocate(plan.workspace, "scratch of kernels");
   const auto rows = static_cast<std::size_t>(sizes.max_rows);
   const auto batch = static_cast<std::size_t>(sizes.max_batch);
-  tables = device.allocate((4 * rows + 2 * (batch + 1)) * sizeof(std::int32_t), "maps of rows");
-  auto* at = reinterpret_cast<std::int32_t*>(tables->data());
-  const auto take = [&at](std::size_t count) { return std::exchange(at, at + count); };
-  tokens = take(rows);
-  positions = take(rows);
-  types = take(rows);
-  head_rows = take(rows);
-  row_begin = take(batch + 1);
-  valid = take(batch + 1);
+  // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
+  const std::size_t map_bytes = (4 * rows + 2 * (batch + 1)) * sizeof(std::int32_t);
+  tables = device.allocate(map_bytes, "maps of rows");
+  staging = device.allocate_staging(map_bytes);
+  graphs.clear();
   if (program.image) {
     pixels = device.allocate(static_cast<std::size_t>(sizes.max_images * program.image->values()) * sizeof(float),
                              "the pixels of a pass");
@@ -226,7 +263,7 @@ void EncoderEngine::Impl::check(const ImageBatch& batch) const {
 
 Input EncoderEngine::Impl::input_of(const ImageBatch& batch) {
   image_lengths.assign(static_cast<std::size_t>(batch.images), static_cast<std::int32_t>(program.max_positions));
-  return {{batch.images, program.max_positions, {}, image_lengths, {}}, batch.pixels};
+  return {{batch.images, program.max_positions, {}, image_lengths, {}}, batch.pixels, batch.resident};
 }
 
 void EncoderEngine::Impl::check(const EncoderBatch& batch) const {
@@ -293,53 +330,130 @@ std::int32_t EncoderEngine::Impl::head_row(const EncoderBatch& batch, std::int64
   return found == ids.end() ? 0 : static_cast<std::int32_t>(found - ids.begin());
 }
 
-Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, bool head) {
-  std::vector<std::int32_t> t, p, ty, rows, begin = {0}, counted;
+// Writes a pass's maps to the staging memory, one behind the other, for a single copy to the device.
+Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, const EncoderWants& wants) {
+  std::int64_t rows = 0;
+  for (std::int64_t s = group.first; s < group.last; ++s) rows += rows_of(batch, s);
+  Pass pass;
+  pass.map.rows = captures() ? bucket_of(rows) : rows;
+  pass.map.sequences = group.last - group.first;
+  pass.length = eager() || program.image ? (program.image ? program.max_positions : batch.length) : 0;
+
+  auto* host = reinterpret_cast<std::int32_t*>(staging->data());
+  const auto take = [&](std::int64_t count) { return std::exchange(host, host + count); };
+  const auto on_device = [&](const std::int32_t* at) {
+    return reinterpret_cast<std::int32_t*>(tables->data()) + (at - reinterpret_cast<std::int32_t*>(staging->data()));
+  };
+  std::int32_t* const begin = take(pass.map.sequences + 1);
+  std::int32_t* const counted = take(pass.map.sequences);
+  const std::int64_t with_tokens = program.image ? 0 : pass.map.rows;
+  std::int32_t* const tokens = take(with_tokens);
+  std::int32_t* const positions = take(with_tokens);
+  std::int32_t* const types = take(batch.types.empty() ? 0 : with_tokens);
+  begin[0] = 0;
+  std::int64_t at = 0;
   for (std::int64_t s = group.first; s < group.last; ++s) {
-    const std::int32_t length = batch.lengths[static_cast<std::size_t>(s)];
-    const std::int32_t first = begin.back();
-    begin.push_back(first + static_cast<std::int32_t>(rows_of(batch, s)));
-    counted.push_back(length);
-    if (head && head_has_rows()) {
-      for (std::int32_t i = 0; i < length; ++i) rows.push_back(first + i);
-    } else if (head) {
-      rows.push_back(first + head_row(batch, s));
-    }
+    const std::int64_t i = s - group.first;
+    const std::int64_t own = rows_of(batch, s);
+    begin[i + 1] = begin[i] + static_cast<std::int32_t>(own);
+    counted[i] = batch.lengths[static_cast<std::size_t>(s)];
     if (program.image) continue;
+    const std::size_t cell = static_cast<std::size_t>(s * batch.length);
     std::int32_t position = 0;
-    for (std::int64_t i = 0; i < rows_of(batch, s); ++i) {
-      const auto at = static_cast<std::size_t>(s * batch.length + i);
-      const std::int32_t id = batch.ids[at];
-      t.push_back(id);
-      p.push_back(id == program.skipped_token ? -1 : position++);
-      if (!batch.types.empty()) ty.push_back(batch.types[at]);
+    for (std::int64_t j = 0; j < own; ++j) {
+      const std::int32_t id = batch.ids[cell + static_cast<std::size_t>(j)];
+      tokens[at + j] = id;
+      positions[at + j] = id == program.skipped_token ? -1 : position++;
+    }
+    if (!batch.types.empty()) std::copy_n(batch.types.begin() + static_cast<std::ptrdiff_t>(cell), own, types + at);
+    at += own;
+  }
+  // Rows that only fill the bucket are tokens of no sequence; nobody reads what becomes of them.
+  for (; at < with_tokens; ++at) {
+    tokens[at] = positions[at] = 0;
+    if (!batch.types.empty()) types[at] = 0;
+  }
+  std::int32_t* const asked = host;
+  if (wants.head) {
+    for (std::int64_t s = group.first; s < group.last; ++s) {
+      const std::int32_t first = begin[s - group.first];
+      if (!head_has_rows()) {
+        *take(1) = first + head_row(batch, s);
+        continue;
+      }
+      for (std::int32_t i = 0; i < batch.lengths[static_cast<std::size_t>(s)]; ++i) *take(1) = first + i;
     }
   }
-  to_device(tokens, t);
-  to_device(positions, p);
-  if (!ty.empty()) to_device(types, ty);
-  to_device(row_begin, begin);
-  to_device(valid, counted);
-  to_device(head_rows, rows);
-  Pass pass;
-  pass.map.rows = begin.back();
-  pass.map.sequences = group.last - group.first;
-  pass.map.tokens = tokens;
-  pass.map.positions = positions;
-  pass.map.row_begin = row_begin;
-  pass.map.types = ty.empty() ? nullptr : types;
-  pass.valid = eager() ? valid : nullptr;
-  pass.logit_rows = head_rows;
-  pass.logits = static_cast<std::int64_t>(rows.size());
+  table_used = static_cast<std::size_t>(reinterpret_cast<std::byte*>(host) - staging->data());
+  pass.map.tokens = on_device(tokens);
+  pass.map.positions = on_device(positions);
+  pass.map.row_begin = on_device(begin);
+  pass.map.types = batch.types.empty() ? nullptr : on_device(types);
+  pass.valid = eager() ? on_device(counted) : nullptr;
+  pass.logit_rows = on_device(asked);
+  pass.logits = host - asked;
   if (program.image) {
     pass.images = pass.map.sequences;
     pass.pixels = reinterpret_cast<const float*>(pixels->data());
     const auto values = static_cast<std::size_t>(program.image->values());
     const std::span<const float> part = batch.pixels.subspan(static_cast<std::size_t>(group.first) * values,
                                                              static_cast<std::size_t>(pass.images) * values);
-    stream->copy_to_device(pixels->data(), part.data(), part.size_bytes());
+    const bool all = group.first == 0 && group.last == batch.sequences;
+    if (!batch.resident || !all) stream->copy_to_device(pixels->data(), part.data(), part.size_bytes());
   }
   return pass;
+}
+
+// Where the hidden states of a group's sequences go among those of the padded batch on the device.
+MatrixRef EncoderEngine::Impl::padded_rows(const Group& group, std::int64_t length) const {
+  MatrixRef out = resident_hidden;
+  out.rows = (group.last - group.first) * length;
+  out.data = static_cast<std::byte*>(out.data) +
+             static_cast<std::size_t>(group.first * length * out.stride) * bytes_of(out.dtype);
+  return out;
+}
+
+// Everything of a pass that runs on the device.
+void EncoderEngine::Impl::work(const Pass& pass, const Group& group, std::int64_t length, bool on_device) {
+  send_tables();
+  run(pass, {});
+  if (on_device) {
+    backend->pad_rows(runner.matrix(program.hidden_state, pass), pass.map.row_begin, pass.map.sequences, length,
+                      padded_rows(group, length), *stream);
+  }
+}
+
+// The same from a capture: of rows in steps, so that few are needed.
+void EncoderEngine::Impl::replay(const Pass& pass, const Group& group, std::int64_t length, bool on_device) {
+  const GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr};
+  const auto found = graphs.find(key);
+  if (found != graphs.end()) {
+    stream->launch(*found->second);
+    return;
+  }
+  // What is made when it is first used (plans of products, code) is made now: not within a capture.
+  work(pass, group, length, on_device);
+  stream->synchronize();
+  if (graphs.size() >= kMostGraphs) graphs.clear();
+  stream->begin_capture();
+  work(pass, group, length, on_device);
+  graphs.emplace(key, stream->end_capture());
+}
+
+// Rows of a buffer to the host as f32. What was enqueued before has run.
+void EncoderEngine::Impl::copy_out(const MatrixRef& from, std::int64_t row, std::size_t rows, float* to) const {
+  const std::size_t count = rows * static_cast<std::size_t>(from.columns);
+  const std::byte* const first =
+      static_cast<const std::byte*>(from.data) + static_cast<std::size_t>(row * from.stride) * bytes_of(from.dtype);
+  if (from.dtype == DType::f32) {
+    stream->copy_to_host(to, first, count * sizeof(float));
+    return;
+  }
+  std::vector<std::uint16_t> raw(count);
+  stream->copy_to_host(raw.data(), first, count * sizeof(std::uint16_t));
+  stream->synchronize();
+  for (std::size_t i = 0; i < count; ++i)
+    to[i] = from.dtype == DType::f16 ? half_to_float(raw[i]) : bf16_to_float(raw[i]);
 }
 
 // Copies a buffer's rows to their places among the sequences' columns; zeros where there is no row. all_rows: there is
@@ -353,7 +467,7 @@ void EncoderEngine::Impl::take_rows(BufferId buffer, const Pass& pass, const Enc
     const auto rows = static_cast<std::size_t>(all_rows ? rows_of(batch, s)
                                                         : std::int64_t{batch.lengths[static_cast<std::size_t>(s)]});
     float* first = to.data() + static_cast<std::size_t>(s * batch.length) * width;
-    stream->copy_to_host(first, from.f32_row(row), rows * width * sizeof(float));
+    copy_out(from, row, rows, first);
     std::fill(first + rows * width, first + static_cast<std::size_t>(batch.length) * width, 0.0F);
     row += static_cast<std::int64_t>(rows);
   }
@@ -369,9 +483,10 @@ void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
   sizes.max_batch = std::max(sequences, arena ? sizes.max_batch : 1);
   sizes.max_tokens = std::max(length, arena ? sizes.max_tokens : 1);
   const std::int64_t all = checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch");
-  const std::int64_t wanted = options.pass_rows > 0 ? options.pass_rows : kPassRows;
+  const std::int64_t wanted = options.pass_rows > 0 ? options.pass_rows : gpu() ? kGpuPassRows : kPassRows;
   sizes.max_rows = eager() ? all : std::max(sizes.max_tokens, std::min(wanted, all));
   if (program.image) sizes.max_images = sizes.max_rows / sizes.max_tokens;
+  if (captures()) sizes.max_rows = bucket_of(sizes.max_rows);
   sizes.max_logit_rows = head_has_rows() ? sizes.max_rows : std::min(sizes.max_batch, sizes.max_rows);
   plan = make_plan(program, nodes, sizes, *backend, table_bytes);
   if (plan.total() > plan.device_memory) {
@@ -394,18 +509,44 @@ void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants,
   const auto columns = static_cast<std::size_t>(head_columns());
   if (wants.hidden) result.hidden.resize(cells * static_cast<std::size_t>(program.hidden));
   if (wants.head) result.head.resize((head_has_rows() ? cells : static_cast<std::size_t>(batch.sequences)) * columns);
-  for (const Group& group : groups(batch)) {
-    const Pass pass = begin_pass(batch, group, wants.head);
-    run(pass, {});
+  if (wants.on_device) {
+    if (!backend->traits().fuses_add_norm)
+      fail("hidden states in device memory were asked for of {}, which has none", backend->device().info().name);
+  }
+  const std::vector<Group> passes = groups(batch);
+  // Where every row is there already, hidden states are what the last node left.
+  const bool padded_already = (eager() || program.image) && passes.size() == 1;
+  const bool pads = wants.on_device && !padded_already;
+  if (pads) {
+    const std::size_t bytes = cells * static_cast<std::size_t>(program.hidden) * bytes_of(sizes.activations);
+    if (!padded || padded->size() < bytes) {
+      graphs.clear();
+      padded.reset();
+      padded = backend->device().allocate(bytes, "hidden states of a padded batch");
+    }
+    resident_hidden = {padded->data(), sizes.activations, static_cast<std::int64_t>(cells), program.hidden,
+                       program.hidden};
+  }
+  for (const Group& group : passes) {
+    const Pass pass = begin_pass(batch, group, wants);
+    if (wants.on_device && padded_already) {
+      resident_hidden = runner.matrix(program.hidden_state, pass);
+      resident_hidden.rows = static_cast<std::int64_t>(cells);
+    }
+    if (captures() && !wants.head) {
+      replay(pass, group, batch.length, pads);
+    } else {
+      work(pass, group, batch.length, pads);
+    }
+    // The next pass's maps go to the same memory.
     stream->synchronize();
     if (wants.hidden) take_rows(program.hidden_state, pass, batch, group, true, result.hidden);
     if (!wants.head) continue;
     if (head_has_rows()) {
       take_rows(program.logits, pass, batch, group, false, result.head);
     } else {
-      const MatrixRef rows = runner.matrix(program.logits, pass);
-      stream->copy_to_host(result.head.data() + static_cast<std::size_t>(group.first) * columns, rows.data,
-                           static_cast<std::size_t>(pass.logits) * columns * sizeof(float));
+      copy_out(runner.matrix(program.logits, pass), 0, static_cast<std::size_t>(pass.logits),
+               result.head.data() + static_cast<std::size_t>(group.first) * columns);
     }
   }
   stream->synchronize();
@@ -417,7 +558,8 @@ std::vector<NodeTime> EncoderEngine::Impl::profile(const Input& batch) {
   out.reserve(nodes.size());
   for (const LoweredNode& node : nodes) out.push_back({node.name(), node.node.layer, 0});
   for (const Group& group : groups(batch)) {
-    const Pass pass = begin_pass(batch, group, false);
+    const Pass pass = begin_pass(batch, group, {});
+    send_tables();
     Clock::time_point start = Clock::now();
     run(pass, [&](std::size_t node) {
       stream->synchronize();
@@ -496,7 +638,13 @@ Cost EncoderEngine::cost(std::span<const std::int32_t> lengths) const {
 
 void EncoderEngine::reserve(std::int64_t sequences, std::int64_t length) { impl_->reserve(sequences, length); }
 
+MatrixRef EncoderEngine::on_device() const { return impl_->resident_hidden; }
+
 void EncoderEngine::release() {
+  impl_->graphs.clear();
+  impl_->padded.reset();
+  impl_->resident_hidden = {};
+  impl_->staging.reset();
   impl_->arena.reset();
   impl_->scratch.reset();
   impl_->tables.reset();

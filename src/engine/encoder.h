@@ -32,7 +32,8 @@ struct EncoderOptions {
   EncoderPath path = EncoderPath::fast;
   /// Kernel of the blocks' linear sites, by name; "auto": quantised sites by measured cost, others dense.
   std::string kernel = "auto";
-  /// What linear sites and attention compute in: f32 or bf16. Unset: bf16 for 16-bit checkpoints, f32 for the rest.
+  /// What linear sites and attention compute in: f32, bf16, or on a GPU f16. Unset: f32 for checkpoints of f32; for
+  /// 16-bit ones their own type on a GPU, bf16 on the CPU.
   std::optional<DType> compute;
   /// Which model of a checkpoint that holds several ("text", "vision" of CLIP's); empty: its only one.
   std::string part = {};
@@ -40,6 +41,8 @@ struct EncoderOptions {
   bool head = true;
   /// Rows a pass on the fast path, whole sequences: 0: what suits the device.
   std::int64_t pass_rows = 0;
+  /// On a GPU's fast path: record a pass of each size once and replay it.
+  bool capture = true;
 };
 
 /// Sequences of tokens, each padded to the same length.
@@ -58,12 +61,16 @@ struct ImageBatch {
   std::int64_t height = 0;
   std::int64_t width = 0;
   std::span<const float> pixels;  // [images, channels, height, width]
+  bool resident = false;          // they are those of the call before, still in device memory: not copied again
 };
 
 /// Which results are wanted; what is not wanted costs nothing.
 struct EncoderWants {
   bool hidden = true;  // [sequences, length, hidden]; an image's length is max_length()
   bool head = false;   // [sequences, length or 1, head_columns()]
+  /// Hidden states [sequences, length, hidden] in device memory, of the type computed in (EncoderEngine::on_device());
+  /// only on a GPU.
+  bool on_device = false;
 };
 
 struct EncoderResult {
@@ -116,6 +123,10 @@ class EncoderEngine {
   void forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result);
   /// The same for a model of images; Error where their size is not the model's.
   void forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result);
+
+  /// The hidden states that the last forward() with EncoderWants::on_device left in device memory, until the next call:
+  /// rows of padding are zeros on the fast path.
+  MatrixRef on_device() const;
 
   /// Bytes and operations of the linear sites and attention over sequences of these lengths, without padding.
   Cost cost(std::span<const std::int32_t> lengths) const;

@@ -93,8 +93,27 @@ class Lowerer {
     }
     if (std::holds_alternative<LinearNode>(nodes_[i].op)) return linear(i, nullptr);
     if (const std::size_t after = attention(i); after != i) return after;
+    if (sum_of_norm(i)) {
+      LoweredNode& fused = out_.emplace_back();
+      fused.node = nodes_[i + 1];
+      fused.before = std::get<AddNode>(nodes_[i].op);
+      const auto& of_sum = std::get<NormNode>(nodes_[i + 1].op);
+      fused.keeps_sum = of_sum.y != of_sum.x && !dead_after(nodes_, i + 1, of_sum.x);
+      return i + 2;
+    }
     push(nodes_[i]);
     return i + 1;
+  }
+
+  // Whether node i adds two branches that are no f32 stream, the next one norms the sum, and the back end takes that as
+  // one.
+  bool sum_of_norm(std::size_t i) const {
+    if (!options_.fuse || !options_.backend.fuses_add_norm || i + 1 >= nodes_.size()) return false;
+    const auto* add = std::get_if<AddNode>(&nodes_[i].op);
+    const auto* norm = std::get_if<NormNode>(&nodes_[i + 1].op);
+    if (add == nullptr || norm == nullptr || norm->x != add->y || norm->groups != 1) return false;
+    const auto wide = [&](BufferId id) { return buffers_[static_cast<std::size_t>(id)].wide; };
+    return !wide(add->a) && !wide(add->b) && !wide(add->y) && !wide(norm->y);
   }
 
   void push(const Node& node) { out_.emplace_back().node = node; }
@@ -141,9 +160,9 @@ class Lowerer {
     if (norm != nullptr) fused.site.prologue = {PrologueKind::rms_norm, norm->eps};
     std::size_t after = i + 1;
     if (options_.fuse && after < nodes_.size()) {
-      if (const auto* add = std::get_if<AddNode>(&nodes_[after].op); add != nullptr && node.y.size() == 1 &&
-                                                                     (add->a == node.y[0]) != (add->b == node.y[0]) &&
-                                                                     dead_after(nodes_, after, node.y[0])) {
+      if (const auto* add = std::get_if<AddNode>(&nodes_[after].op);
+          add != nullptr && !sum_of_norm(after) && node.y.size() == 1 &&
+          (add->a == node.y[0]) != (add->b == node.y[0]) && dead_after(nodes_, after, node.y[0])) {
         fused.add = *add;
         fused.site.epilogue = {EpilogueKind::residual, ActivationKind::silu};
         fused.site.y_dtype = dtype(add->y);
@@ -199,7 +218,8 @@ class Lowerer {
     if (options_.kernel == "auto" && quantised) {
       return tuner_.choose(site, std::array{options_.decode_rows, options_.max_rows});
     }
-    const LinearKernel& named = kernel_named(options_.kernel == "auto" ? "dense" : options_.kernel, device_.kind);
+    const std::string& name = options_.kernel == "auto" ? options_.full_precision : options_.kernel;
+    const LinearKernel& named = kernel_named(name, device_.kind);
     const Fit fit = named.fit(site, device_, options_.max_rows);
     if (fit.ok) return named;
     // A kernel for quantised weights leaves the head, and what a checkpoint keeps in full precision, to the dense one.
@@ -223,6 +243,7 @@ class Lowerer {
 std::vector<BufferId> LoweredNode::reads() const {
   std::vector<BufferId> out = std::visit(UsesOf{}, node.op).reads;
   if (norm) out = {norm->x};
+  if (before) out = {before->a, before->b};
   if (add) out.push_back(add->a == linear()->y[0] ? add->b : add->a);
   if (store) out.insert(out.end(), {store->k, store->v});
   return out;
@@ -232,6 +253,7 @@ std::vector<BufferId> LoweredNode::writes() const {
   if (add) return {add->y};
   if (gated) return {gated->y};
   if (activation) return {activation->y};
+  if (keeps_sum) return {std::get<NormNode>(node.op).y, before->y};
   return std::visit(UsesOf{}, node.op).writes;
 }
 
@@ -251,7 +273,7 @@ std::string LoweredNode::name() const {
     }
   }
   if (norm) out += " + norm";
-  if (add) out += " + residual";
+  if (add || before) out += " + residual";
   if (gated || activation) out += " + activation";
   if (rotary) out += " + rotary";
   if (store) out += " + kv_store";

@@ -23,6 +23,9 @@ struct LoweredNode {
   std::optional<AddNode> add;                // folded in as the residual epilogue
   std::optional<GatedNode> gated;            // folded in as the gated epilogue
   std::optional<ActivationNode> activation;  // folded in as the activation epilogue
+  // For a norm node:
+  std::optional<AddNode> before;  // folded in: what is normed is its sum, which is kept where keeps_sum
+  bool keeps_sum = false;
   // For an attention node:
   std::optional<KvStoreNode> store;  // folded in, and with it ...
   std::optional<RotaryNode> rotary;  // ... the rotation of q and k
@@ -37,6 +40,7 @@ struct LoweredNode {
 struct LoweringOptions {
   std::string kernel = "auto";
   DType compute = DType::f32;
+  std::string full_precision = "dense";  // for sites that are not quantised, where it takes them, under "auto"
   bool fuse = true;
   bool split_parts = false;  // every matrix is a site of its own, as op-by-op programs have them
   std::int64_t max_rows = 1;

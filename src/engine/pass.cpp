@@ -62,6 +62,21 @@ void PassRunner::enqueue_linear(const LoweredNode& lowered, const PackedLinear& 
   lowered.kernel->enqueue(packed, args, *p_.stream);
 }
 
+void PassRunner::enqueue_norm(const LoweredNode& lowered, const NormNode& node, const Pass& pass) const {
+  NormArgs args{node.kind,
+                matrix(lowered.before ? lowered.before->a : node.x, pass),
+                node.groups,
+                p_.weights->norm(node.weight),
+                node.bias.empty() ? nullptr : p_.weights->norm(node.bias),
+                node.eps,
+                matrix(node.y, pass)};
+  if (lowered.before) {
+    args.addend = matrix(lowered.before->b, pass);
+    if (lowered.keeps_sum) args.sum = matrix(lowered.before->y, pass);
+  }
+  p_.backend->norm(args, *p_.stream);
+}
+
 void PassRunner::enqueue_embed(const EmbedNode& node, const Pass& pass) const {
   EmbedArgs args;
   args.map = pass.map;
@@ -116,6 +131,7 @@ void PassRunner::enqueue_self_attention(const SelfAttentionNode& node, const Pas
     args.bias_reach = node.bias_distance;
   }
   args.materialise = p_.materialise;
+  args.length = pass.length;
   args.y = matrix(node.y, pass);
   args.workspace = p_.scratch;
   p_.backend->self_attention(args, *p_.stream);
@@ -131,9 +147,7 @@ bool PassRunner::enqueue(std::size_t index, const Pass& pass) const {
   } else if (const auto* embed = std::get_if<EmbedNode>(&op)) {
     enqueue_embed(*embed, pass);
   } else if (const auto* norm = std::get_if<NormNode>(&op)) {
-    ops.norm({norm->kind, matrix(norm->x, pass), norm->groups, p_.weights->norm(norm->weight),
-              norm->bias.empty() ? nullptr : p_.weights->norm(norm->bias), norm->eps, matrix(norm->y, pass)},
-             s);
+    enqueue_norm(lowered, *norm, pass);
   } else if (const auto* attention = std::get_if<SelfAttentionNode>(&op)) {
     enqueue_self_attention(*attention, pass);
   } else if (const auto* activation = std::get_if<ActivationNode>(&op)) {

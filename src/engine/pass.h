@@ -28,6 +28,7 @@ struct Pass {
   const std::int32_t* valid = nullptr;  // [sequences] rows of each that are no padding; null: all
   const float* pixels = nullptr;        // of the pass's images, as Program::image shapes them
   std::int64_t images = 0;
+  std::int64_t length = 0;  // SelfAttentionArgs::length
 };
 
 class PassRunner {
@@ -57,6 +58,7 @@ class PassRunner {
 
  private:
   void enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) const;
+  void enqueue_norm(const LoweredNode& lowered, const NormNode& node, const Pass& pass) const;
   void enqueue_embed(const EmbedNode& node, const Pass& pass) const;
   void enqueue_patches(const PatchNode& node, const Pass& pass) const;
   void enqueue_place(const PlaceNode& node, const Pass& pass) const;

@@ -132,8 +132,8 @@ TEST(BenchmarkBettertransformer, RefusesWithASentence) {
     EXPECT_EQ(end.out, "");
   };
   refused({"--is_decoder"}, "measured by nibble bench gptq");
-  refused({"--use-cuda"}, "encoders run on the CPU only");
-  refused({"--dtype", "f16"}, "expected f32 or bf16");
+  refused({"--use-cuda", "--device", "cpu"}, "leave one out");
+  refused({"--dtype", "f16", "--device", "cpu"}, "expected f32 or bf16");
   refused({"--seqlen", "4096"}, "takes at most");
   refused({"--path", "eager"}, "give fast, or both");
   refused({"--lengths-file", "nowhere"}, "nowhere", 1);

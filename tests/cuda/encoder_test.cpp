@@ -1,0 +1,197 @@
+// Whole encoders on the GPU: what transformers computes, both paths, every family; ragged batches, captured passes and
+// results that stay on the device.
+#include "engine/encoder.h"
+
+#include "core/error.h"
+#include "core/float_convert.h"
+#include "cuda/gpu.h"
+#include "support/expect_error.h"
+#include "support/golden_encoder.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace nibble {
+namespace {
+
+using test::GoldenEncoder;
+using test::GoldenImages;
+
+EncoderBatch batch_of(const GoldenEncoder& golden) {
+  return {golden.sequences, golden.length, golden.ids, golden.lengths, golden.types};
+}
+
+ImageBatch batch_of(const GoldenImages& golden) {
+  return {golden.images, golden.channels, golden.height, golden.width, golden.pixels};
+}
+
+EncoderOptions options_of(EncoderPath path, DType compute, std::int64_t pass_rows = 0) {
+  EncoderOptions options;
+  options.device = "cuda";
+  options.path = path;
+  options.compute = compute;
+  options.pass_rows = pass_rows;
+  return options;
+}
+
+double difference(const std::vector<float>& a, const std::vector<float>& b) {
+  const std::vector<std::int32_t> one = {1};
+  return largest_difference({1, 1, {}, one, {}}, a, b);
+}
+
+double head_difference(const GoldenEncoder& golden, const EncoderEngine& engine, const EncoderResult& result) {
+  return engine.head_has_rows() ? largest_difference(batch_of(golden), result.head, golden.head)
+                                : difference(result.head, golden.head);
+}
+
+// f32 sums in another order move these models' values by some 1e-6 of the largest. 16-bit types round operands,
+// activations and the stream between blocks by up to 2^-11 and 2^-8, which models of large random weights amplify.
+double bound_of(DType type) { return type == DType::f32 ? 1e-4 : type == DType::f16 ? 0.03 : 0.25; }
+
+constexpr EncoderPath kPaths[] = {EncoderPath::eager, EncoderPath::fast};
+constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+TEST(CudaEncoder, GoldenTexts) {
+  NIBBLE_NEEDS_GPU();
+  for (const std::string& name : test::golden_encoder_names()) {
+    const GoldenEncoder golden = test::read_golden_encoder(name);
+    const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+    for (const EncoderPath path : kPaths) {
+      for (const DType type : kTypes) {
+        SCOPED_TRACE(name + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
+        EncoderEngine engine(checkpoint, options_of(path, type));
+        EncoderResult result;
+        engine.forward(batch_of(golden), {.hidden = true, .head = !golden.head.empty()}, result);
+        const double hidden = largest_difference(batch_of(golden), result.hidden, golden.hidden);
+        EXPECT_LT(hidden, bound_of(type));
+        double head = 0;
+        if (!golden.head.empty()) {
+          head = head_difference(golden, engine, result);
+          EXPECT_LT(head, bound_of(type));
+        }
+        std::printf("%s %s %s: hidden %.2e, head %.2e\n", name.c_str(), name_of(path).data(), name_of(type).data(),
+                    hidden, head);
+      }
+    }
+  }
+}
+
+TEST(CudaEncoder, GoldenImages) {
+  NIBBLE_NEEDS_GPU();
+  for (const std::string& name : test::golden_image_names()) {
+    const GoldenImages golden = test::read_golden_images(name);
+    const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+    for (const EncoderPath path : kPaths) {
+      for (const DType type : kTypes) {
+        SCOPED_TRACE(name + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
+        EncoderEngine engine(checkpoint, options_of(path, type));
+        EncoderResult result;
+        engine.forward(batch_of(golden), {.hidden = true, .head = !golden.head.empty()}, result);
+        const double hidden = difference(result.hidden, golden.hidden);
+        EXPECT_LT(hidden, bound_of(type));
+        if (!golden.head.empty()) {
+          EXPECT_LT(difference(result.head, golden.head), bound_of(type));
+        }
+        std::printf("%s %s %s: hidden %.2e\n", name.c_str(), name_of(path).data(), name_of(type).data(), hidden);
+      }
+    }
+  }
+}
+
+GoldenEncoder random_batch(const EncoderEngine& engine, const std::vector<std::int32_t>& lengths, std::int64_t length) {
+  GoldenEncoder batch;
+  batch.sequences = static_cast<std::int64_t>(lengths.size());
+  batch.length = length;
+  batch.lengths = lengths;
+  for (std::int64_t i = 0; i < batch.sequences * length; ++i)
+    batch.ids.push_back(static_cast<std::int32_t>(i * 7 % engine.program().vocab));
+  return batch;
+}
+
+TEST(CudaEncoder, PathsAgreeOnRaggedBatches) {
+  NIBBLE_NEEDS_GPU();
+  const auto checkpoint = std::make_shared<const Checkpoint>(test::golden_encoders() / "bert");
+  EncoderEngine eager(checkpoint, options_of(EncoderPath::eager, DType::f32));
+  EncoderEngine fast(checkpoint, options_of(EncoderPath::fast, DType::f32));
+  EncoderEngine small(checkpoint, options_of(EncoderPath::fast, DType::f32, fast.max_length()));
+  const auto longest = static_cast<std::int32_t>(fast.max_length());
+  for (const std::vector<std::int32_t>& lengths :
+       {std::vector<std::int32_t>{longest}, std::vector<std::int32_t>{1, 1, 1}, std::vector<std::int32_t>(3, longest),
+        std::vector<std::int32_t>{2, 1, longest, 3, 1}, std::vector<std::int32_t>(70, 3)}) {
+    const GoldenEncoder batch = random_batch(fast, lengths, longest);
+    EncoderResult a, b, c;
+    eager.forward(batch_of(batch), {}, a);
+    fast.forward(batch_of(batch), {}, b);
+    small.forward(batch_of(batch), {}, c);
+    EXPECT_LT(largest_difference(batch_of(batch), b.hidden, a.hidden), 1e-4);
+    EXPECT_LT(largest_difference(batch_of(batch), c.hidden, a.hidden), 1e-4);
+  }
+}
+
+std::vector<float> read_device(EncoderEngine& engine) {
+  const MatrixRef there = engine.on_device();
+  std::vector<float> out(static_cast<std::size_t>(there.rows * there.columns));
+  const std::unique_ptr<Stream> stream = engine.device().make_stream();
+  if (there.dtype == DType::f32) {
+    stream->copy_to_host(out.data(), there.data, out.size() * sizeof(float));
+    stream->synchronize();
+    return out;
+  }
+  std::vector<std::uint16_t> raw(out.size());
+  stream->copy_to_host(raw.data(), there.data, raw.size() * sizeof(std::uint16_t));
+  stream->synchronize();
+  for (std::size_t i = 0; i < out.size(); ++i)
+    out[i] = there.dtype == DType::f16 ? half_to_float(raw[i]) : bf16_to_float(raw[i]);
+  return out;
+}
+
+// A captured pass gives the bits of one that was enqueued, whatever batch it was captured with, every time.
+TEST(CudaEncoder, ReplaysGiveTheSameBits) {
+  NIBBLE_NEEDS_GPU();
+  const auto checkpoint = std::make_shared<const Checkpoint>(test::golden_encoders() / "bert");
+  for (const DType type : kTypes) {
+    EncoderOptions direct = options_of(EncoderPath::fast, type);
+    direct.capture = false;
+    EncoderEngine plain(checkpoint, direct);
+    EncoderEngine captured(checkpoint, options_of(EncoderPath::fast, type));
+    const auto longest = static_cast<std::int32_t>(plain.max_length());
+    captured.reserve(4, longest);
+    for (const std::vector<std::int32_t>& lengths :
+         {std::vector<std::int32_t>{5, 1, longest, 3}, std::vector<std::int32_t>{longest, 2, 2, 1},
+          std::vector<std::int32_t>{1, 1, 1, 1}, std::vector<std::int32_t>{5, 1, longest, 3}}) {
+      const GoldenEncoder batch = random_batch(plain, lengths, longest);
+      EncoderResult a, b, c;
+      plain.forward(batch_of(batch), {}, a);
+      captured.forward(batch_of(batch), {}, b);
+      captured.forward(batch_of(batch), {.hidden = true, .head = false, .on_device = true}, c);
+      // Another number of rows may choose another kernel for a product: bits are compared for the same one.
+      if (type == DType::f32) {
+        EXPECT_LT(difference(b.hidden, a.hidden), 1e-5);
+      }
+      EXPECT_EQ(c.hidden, b.hidden);
+      EXPECT_EQ(read_device(captured), b.hidden);
+      EncoderResult again;
+      captured.forward(batch_of(batch), {}, again);
+      EXPECT_EQ(again.hidden, b.hidden);
+    }
+  }
+}
+
+TEST(CudaEncoder, WhatStaysOnTheDevice) {
+  NIBBLE_NEEDS_GPU();
+  const GoldenImages golden = test::read_golden_images(test::golden_image_names().front());
+  const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+  for (const EncoderPath path : kPaths) {
+    EncoderEngine engine(checkpoint, options_of(path, DType::f16));
+    EncoderResult result;
+    ImageBatch batch = batch_of(golden);
+    engine.forward(batch, {}, result);
+    batch.resident = true;
+    EncoderResult none;
+    engine.forward(batch, {.hidden = false, .head = false, .on_device = true}, none);
+    EXPECT_EQ(read_device(engine), result.hidden);
+  }
+}
+
+}  // namespace
+}  // namespace nibble
