@@ -549,7 +549,7 @@ void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants,
                result.head.data() + static_cast<std::size_t>(group.first) * columns);
     }
   }
-  stream->synchronize();
+  if (wants.hidden || wants.head) stream->synchronize();
 }
 
 std::vector<NodeTime> EncoderEngine::Impl::profile(const Input& batch) {

@@ -1,5 +1,5 @@
-// `wgmma`: full-precision weights in f16 or bf16, multiplied by a kernel for Hopper's tensor cores (tile_gemm.h) with
-// bias and activation in its epilogue.
+// `wgmma`: full-precision weights in f16 or bf16. Products with an activation behind them run on a kernel for Hopper's
+// tensor cores (tile_gemm.h), which has it in its epilogue; the others on cuBLASLt, which is faster without.
 #include "core/error.h"
 #include "kernels/cuda/dense_weights.h"
 #include "kernels/cuda/elementwise_activation.h"
@@ -26,7 +26,7 @@ class WgmmaKernel final : public LinearKernel {
  public:
   std::string_view name() const override { return "wgmma"; }
   KernelTraits traits() const override {
-    return {.summary = "full precision on Hopper's tensor cores: f16 or bf16 with sums in f32; fuses activations",
+    return {.summary = "full precision on Hopper: f16 or bf16 with sums in f32; fuses activations, else cuBLASLt",
             .accumulate = "f32",
             .in_auto = false};
   }
@@ -77,7 +77,7 @@ class WgmmaKernel final : public LinearKernel {
       TileGemm gemm{one.m, one.n,        one.k,         one.operands, one.x, one.x_stride,
                     one.w, one.w_stride, one.same_bias, {},           one.y, one.y_stride};
       if (activates) gemm.activation = site.epilogue.activation;
-      if (takes(gemm, kHopper)) {
+      if (activates && takes(gemm, kHopper)) {
         nibble::enqueue(gemm, plan_of(gemm, own.multiprocessors), own.multiprocessors, cuda_stream(stream));
       } else {
         nibble::gemm(one, cuda_stream(stream));

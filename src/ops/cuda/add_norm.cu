@@ -44,10 +44,24 @@ __device__ __forceinline__ float over_block(float value) {
 template <int kAccesses, typename T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     add_norm_warp(Matrices<T> m, const float* weight, const float* bias, Shape s) {
-  pdl_wait();
-  pdl_launch();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+  // Weight and bias are constant: they come while the kernel before this one still runs.
+  float w[kAccesses][kVector];
+  float c[kAccesses][kVector];
+#pragma unroll
+  for (int i = 0; i < kAccesses; ++i) {
+    const int at = (i * kWarp + lane) * kVector;
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      w[i][e] = 1;
+      c[i][e] = 0;
+    }
+    if (weight != nullptr && at < s.width) load(weight + at, w[i]);
+    if (bias != nullptr && at < s.width) load(bias + at, c[i]);
+  }
+  pdl_wait();
+  pdl_launch();
   if (row >= s.rows) return;
   float x[kAccesses][kVector];
 #pragma unroll
@@ -86,14 +100,8 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   for (int i = 0; i < kAccesses; ++i) {
     const int at = (i * kWarp + lane) * kVector;
     if (at >= s.width) continue;
-    float w[kVector];
-    float c[kVector] = {};
 #pragma unroll
-    for (float& value : w) value = 1;
-    if (weight != nullptr) load(weight + at, w);
-    if (bias != nullptr) load(bias + at, c);
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) x[i][e] = fmaf((x[i][e] - mean) * factor, w[e], c[e]);
+    for (int e = 0; e < kVector; ++e) x[i][e] = fmaf((x[i][e] - mean) * factor, w[i][e], c[i][e]);
     store(m.y.row(row) + at, x[i]);
   }
 }

@@ -25,6 +25,7 @@ void self_attention(const SelfAttentionArgs& args, const CudaDevice& device, Cud
     fail("self_attention on the GPU takes heads of up to {} elements; {} columns do not divide among {} heads so",
          kMaxHeadDim, columns, args.heads);
   }
+  if (!(args.scale > 0)) fail("self_attention: a scale of {}; expected more than 0", args.scale);
   if (args.k.dtype != args.q.dtype || args.v.dtype != args.q.dtype || args.y.dtype != args.q.dtype) {
     fail("self_attention on the GPU takes q, k, v and y of one type, not {}, {}, {} and {}", name_of(args.q.dtype),
          name_of(args.k.dtype), name_of(args.v.dtype), name_of(args.y.dtype));

@@ -193,13 +193,9 @@ class SelfAttention {
         multiply(scores[2 * n + 1], q, k[2], k[3], T{});
       }
     }
-    if (p_.bias == nullptr) {
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) scores[n][j] *= p_.scale;
-      }
-    } else {
+    // Without a bias, scores are scaled when their powers are taken.
+    const float factor = p_.bias == nullptr ? p_.scale : 1.0f;
+    if (p_.bias != nullptr) {
       const float* const bias = p_.bias + static_cast<std::int64_t>(head_) * (2 * p_.bias_reach + 1) + p_.bias_reach;
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
@@ -231,14 +227,14 @@ class SelfAttention {
       largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 1));
       largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, 2));
       const float offset = largest == -INFINITY ? 0.0f : largest;  // nothing seen yet: exp2 of -inf is 0
-      const float shrink = exp2_fast(largest_[half] - offset);
+      const float shrink = exp2_fast((largest_[half] - offset) * factor);
       largest_[half] = largest;
       float total = total_[half] * shrink;
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
         for (int j = 2 * half; j < 2 * half + 2; ++j) {
-          scores[n][j] = exp2_fast(scores[n][j] - offset);
+          scores[n][j] = exp2_fast(fmaf(scores[n][j], factor, -offset * factor));
           total += scores[n][j];
         }
       }
