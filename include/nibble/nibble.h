@@ -89,7 +89,7 @@ class LanguageModel {
 struct TextEncoderOptions {
   std::string revision = "main";      // of a hub id
   std::string device = "cpu";         // cpu, cuda, cuda:N, or auto: a GPU where there is one
-  std::string dtype = "auto";         // what linear layers and attention compute in: auto, f32, bf16
+  std::string dtype = "auto";         // what linear layers and attention compute in: auto, f32, bf16, on a GPU f16
   std::string path = "fast";          // fast: packed and fused; eager: op by op, padded
   int threads = 0;                    // 0: the CPUs that this process may use; the pool is one for the process
   std::size_t batch_size = 32;        // texts of a forward pass at most

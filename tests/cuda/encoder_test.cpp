@@ -8,9 +8,6 @@
 #include "support/expect_error.h"
 #include "support/golden_encoder.h"
 
-#include <cmath>
-#include <cstring>
-
 namespace nibble {
 namespace {
 
@@ -46,7 +43,7 @@ double head_difference(const GoldenEncoder& golden, const EncoderEngine& engine,
 
 // f32 sums in another order move these models' values by some 1e-6 of the largest. 16-bit types round operands,
 // activations and the stream between blocks by up to 2^-11 and 2^-8, which models of large random weights amplify.
-double bound_of(DType type) { return type == DType::f32 ? 1e-4 : type == DType::f16 ? 0.03 : 0.25; }
+double bound_of(DType type) { return type == DType::f32 ? 1e-4 : type == DType::f16 ? 0.03 : 0.15; }
 
 constexpr EncoderPath kPaths[] = {EncoderPath::eager, EncoderPath::fast};
 constexpr DType kTypes[] = {DType::f32, DType::f16, DType::bf16};
@@ -62,15 +59,10 @@ TEST(CudaEncoder, GoldenTexts) {
         EncoderEngine engine(checkpoint, options_of(path, type));
         EncoderResult result;
         engine.forward(batch_of(golden), {.hidden = true, .head = !golden.head.empty()}, result);
-        const double hidden = largest_difference(batch_of(golden), result.hidden, golden.hidden);
-        EXPECT_LT(hidden, bound_of(type));
-        double head = 0;
+        EXPECT_LT(largest_difference(batch_of(golden), result.hidden, golden.hidden), bound_of(type));
         if (!golden.head.empty()) {
-          head = head_difference(golden, engine, result);
-          EXPECT_LT(head, bound_of(type));
+          EXPECT_LT(head_difference(golden, engine, result), bound_of(type));
         }
-        std::printf("%s %s %s: hidden %.2e, head %.2e\n", name.c_str(), name_of(path).data(), name_of(type).data(),
-                    hidden, head);
       }
     }
   }
@@ -87,12 +79,10 @@ TEST(CudaEncoder, GoldenImages) {
         EncoderEngine engine(checkpoint, options_of(path, type));
         EncoderResult result;
         engine.forward(batch_of(golden), {.hidden = true, .head = !golden.head.empty()}, result);
-        const double hidden = difference(result.hidden, golden.hidden);
-        EXPECT_LT(hidden, bound_of(type));
+        EXPECT_LT(difference(result.hidden, golden.hidden), bound_of(type));
         if (!golden.head.empty()) {
           EXPECT_LT(difference(result.head, golden.head), bound_of(type));
         }
-        std::printf("%s %s %s: hidden %.2e\n", name.c_str(), name_of(path).data(), name_of(type).data(), hidden);
       }
     }
   }

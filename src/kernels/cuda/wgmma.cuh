@@ -1,6 +1,6 @@
-// The tensor core instruction of a warpgroup (compute capability 9.0a), operands in shared memory with 128-byte swizzle:
-// sums[64, N] += x[64, 16] * w[N, 16]^T in 16-bit types. A thread's sums lie as the PTX manual's figure of wgmma's D has
-// them: sums[4 j + 2 h + e] is row 16 * warp + lane / 4 + 8 h, column 8 j + lane % 4 * 2 + e.
+// The tensor core instruction of a warpgroup (compute capability 9.0a), operands in shared memory with 128-byte
+// swizzle: sums[64, N] += x[64, 16] * w[N, 16]^T in 16-bit types. A thread's sums lie as the PTX manual's figure of
+// D has them: sums[4 j + 2 h + e] is row 16 * warp + lane / 4 + 8 h, column 8 j + lane % 4 * 2 + e.
 #pragma once
 
 #include <cuda_bf16.h>
