@@ -1,6 +1,7 @@
 // The engine against transformers: logits of every position, greedy continuations, and that mistakes would show.
 #include "support/golden.h"
 
+#include "core/error.h"
 #include "engine/engine.h"
 #include "engine/generator.h"
 #include "formats/quant_config.h"
@@ -119,7 +120,7 @@ TEST_P(GoldenModel, ChunksFusionAndCaptureChangeNothingThatMatters) {
 
 TEST(QueuedSteps, ChooseWhatStepsOneAtATimeDo) {
   const Golden golden = test::read_golden(test::golden_names().front());
-  EngineOptions options = f32_options("dense");
+  EngineOptions options = f32_options("auto");
   Engine engine(std::make_shared<const Checkpoint>(golden.folder), options);
   const std::vector<std::vector<std::int32_t>> prompts = {golden.rows.front().ids};
   const SampleParams params;
