@@ -30,4 +30,21 @@ void Backend::cut_patches(const PatchArgs&, Stream&) { fail_without("patches of 
 
 void Backend::place_patches(const PlaceArgs&, Stream&) { fail_without("patches of images"); }
 
+std::unique_ptr<PackedConvolution> Backend::pack_convolution(const ConvolutionShape&, std::span<const float>,
+                                                             std::span<const float>, Stream&) {
+  fail_without("convolution over time");
+}
+
+std::size_t Backend::convolution_bytes(const ConvolutionShape&) const { fail_without("convolution over time"); }
+
+std::size_t Backend::convolution_workspace(const ConvolutionShape&) const { fail_without("convolution over time"); }
+
+void Backend::convolve(const PackedConvolution&, const ConvolveArgs&, Stream&) {
+  fail_without("convolution over time");
+}
+
+void Backend::instance_norm(const InstanceNormArgs&, Stream&) { fail_without("norm over time"); }
+
+void Backend::trim_frames(const TrimArgs&, Stream&) { fail_without("trimming of frames"); }
+
 }  // namespace nibble

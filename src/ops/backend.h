@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 
 namespace nibble {
 
@@ -168,6 +169,60 @@ struct AdvanceArgs {
   std::int64_t vocab = 0;
 };
 
+/// A convolution over time: rows are frames, columns channels. Group g makes its outputs / groups channels of as many
+/// inputs / groups: y[t, n] = act(bias[n] + sum over c, k of weight[n, c, k] * x[t * stride + k - padding, c]), where x
+/// is 0 before a sequence's first row and behind its last.
+struct ConvolutionShape {
+  std::int64_t inputs = 0;   // channels
+  std::int64_t outputs = 0;  // channels
+  std::int64_t kernel = 1;   // frames
+  std::int64_t stride = 1;   // frames
+  std::int64_t padding = 0;  // frames before the first one
+  std::int64_t groups = 1;   // divides inputs and outputs
+  bool bias = false;
+  std::optional<ActivationKind> activation = {};
+  DType compute = DType::f32;  // as LinearSite::compute
+
+  /// Weights of one output.
+  std::int64_t window() const { return kernel * (inputs / groups); }
+};
+
+/// A convolution's weights in the layout that a back end wants.
+class PackedConvolution {
+ public:
+  virtual ~PackedConvolution() = default;
+};
+
+/// Sequence s has rows [x_begin[s], x_begin[s + 1]) of x and [y_begin[s], y_begin[s + 1]) of y: the latter say how many
+/// frames are made. Both lists are in the host's memory: what takes audio is not captured.
+struct ConvolveArgs {
+  MatrixRef x;                            // [x_begin.back(), inputs]
+  std::span<const std::int64_t> x_begin;  // [sequences + 1]
+  MatrixRef y;                            // [y_begin.back(), outputs], not x
+  std::span<const std::int64_t> y_begin;  // [sequences + 1]
+  std::byte* workspace = nullptr;         // convolution_workspace() bytes
+};
+
+/// Group norm with a group a channel (instance norm): y = (x - mean) / sqrt(variance + eps) * weight + bias, mean and
+/// biased variance of a column over a sequence's rows.
+struct InstanceNormArgs {
+  MatrixRef x;                          // [begin.back(), columns]
+  std::span<const std::int64_t> begin;  // [sequences + 1] as in ConvolveArgs
+  const float* weight = nullptr;        // [columns]
+  const float* bias = nullptr;          // [columns]
+  float eps = 0;
+  MatrixRef y;  // may be x
+};
+
+/// Sequence s keeps its first kept[s] rows, and zeros follow them up to its last row of y.
+struct TrimArgs {
+  MatrixRef x;
+  std::span<const std::int64_t> x_begin;  // [sequences + 1] as in ConvolveArgs
+  std::span<const std::int32_t> kept;     // [sequences], at most the rows of x and of y
+  MatrixRef y;                            // [y_begin.back(), columns], not x
+  std::span<const std::int64_t> y_begin;  // [sequences + 1]
+};
+
 /// What a back end wants of lowering and of the memory plan.
 struct BackendTraits {
   // Activations are of the type that linear sites compute in, but for the residual stream and the logits, which are f32
@@ -179,6 +234,7 @@ struct BackendTraits {
       false;            // has self_attention(), activation() and the tables of positions and types: encoders run
   bool images = false;  // has cut_patches(), place_patches() and mean(): encoders of images run
   bool fuses_add_norm = false;  // norm() takes an addend; has pad_rows()
+  bool audio = false;   // has convolve(), instance_norm(), trim_frames() and place_patches(): encoders of audio run
 };
 
 class Backend {
@@ -218,6 +274,18 @@ class Backend {
   /// end. row_begin [sequences + 1] in device memory. Only where BackendTraits::fuses_add_norm.
   virtual void pad_rows(const MatrixRef& x, const std::int32_t* row_begin, std::int64_t sequences, std::int64_t length,
                         const MatrixRef& y, Stream& stream);
+  /// Only where BackendTraits::audio, as all up to trim_frames(). Lays out a convolution's weights, once:
+  /// weight [outputs, inputs / groups, kernel], bias [outputs] or empty.
+  virtual std::unique_ptr<PackedConvolution> pack_convolution(const ConvolutionShape& shape,
+                                                              std::span<const float> weight,
+                                                              std::span<const float> bias, Stream& stream);
+  /// Bytes that pack_convolution() keeps.
+  virtual std::size_t convolution_bytes(const ConvolutionShape& shape) const;
+  /// Scratch bytes of convolve() for any number of rows.
+  virtual std::size_t convolution_workspace(const ConvolutionShape& shape) const;
+  virtual void convolve(const PackedConvolution& packed, const ConvolveArgs& args, Stream& stream);
+  virtual void instance_norm(const InstanceNormArgs& args, Stream& stream);
+  virtual void trim_frames(const TrimArgs& args, Stream& stream);
   /// y[i] = x[indices[i]], i < y.rows; indices in device memory.
   virtual void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) = 0;
 

@@ -5,6 +5,7 @@
 #include "core/thread_pool.h"
 #include "ops/backend.h"
 #include "ops/cpu/attention.h"
+#include "ops/cpu/convolution.h"
 #include "ops/cpu/kv_layout.h"
 #include "ops/cpu/op_table.h"
 #include "ops/cpu/sampling.h"
@@ -89,7 +90,7 @@ class CpuBackend final : public Backend {
 
   Device& device() override { return cpu_device(); }
 
-  BackendTraits traits() const override { return {.self_attention = true, .images = true}; }
+  BackendTraits traits() const override { return {.self_attention = true, .images = true, .audio = true}; }
 
   void embed(const EmbedArgs& args, Stream& stream) override {
     check_shape(args.y, args.map.rows, args.table.columns, "embed", "y");
@@ -284,6 +285,33 @@ class CpuBackend final : public Backend {
           y.f32_row(row)[c] = (a.f32_row(row)[c] + b.f32_row(row)[c]) / 2;
       });
     });
+  }
+
+  std::unique_ptr<PackedConvolution> pack_convolution(const ConvolutionShape& shape, std::span<const float> weight,
+                                                      std::span<const float> bias, Stream& stream) override {
+    return cpu::pack_convolution(shape, weight, bias, stream);
+  }
+  std::size_t convolution_bytes(const ConvolutionShape& shape) const override { return cpu::convolution_bytes(shape); }
+  std::size_t convolution_workspace(const ConvolutionShape& shape) const override {
+    return cpu::convolution_workspace(shape);
+  }
+
+  void convolve(const PackedConvolution& packed, const ConvolveArgs& args, Stream& stream) override {
+    check_f32(args.x, "convolve", "x");
+    check_f32(args.y, "convolve", "y");
+    cpu::convolve(packed, args, stream);
+  }
+
+  void instance_norm(const InstanceNormArgs& args, Stream& stream) override {
+    check_shape(args.x, args.begin.back(), args.x.columns, "instance_norm", "x");
+    check_shape(args.y, args.begin.back(), args.x.columns, "instance_norm", "y");
+    cpu::instance_norm(args, cpu_stream(stream));
+  }
+
+  void trim_frames(const TrimArgs& args, Stream& stream) override {
+    check_shape(args.x, args.x_begin.back(), args.x.columns, "trim_frames", "x");
+    check_shape(args.y, args.y_begin.back(), args.x.columns, "trim_frames", "y");
+    cpu::trim_frames(args, cpu_stream(stream));
   }
 
   void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) override {
