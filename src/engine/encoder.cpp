@@ -51,10 +51,11 @@ struct Group {
   std::int64_t last = 0;
 };
 
-// A batch of either kind. Images are sequences of one length, without tokens.
+// A batch of any kind. Images are sequences of one length, without tokens; recordings are sequences of their frames.
 struct Input : EncoderBatch {
   std::span<const float> pixels = {};
   bool resident = false;
+  const AudioBatch* audio = nullptr;
 };
 
 // What a captured pass depends on beside the memory it works in.
@@ -65,6 +66,13 @@ struct GraphKey {
   bool types = false;
   auto operator<=>(const GraphKey&) const = default;
 };
+
+enum class InputKind { tokens, images, audio };
+
+InputKind kind_of(const Program& program) {
+  if (program.audio) return InputKind::audio;
+  return program.image ? InputKind::images : InputKind::tokens;
+}
 
 }  // namespace
 
@@ -111,11 +119,11 @@ struct EncoderEngine::Impl {
   Weights weights;
 
   PassRunner runner;
-  std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded;
+  std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded, audio_steps;
   std::map<GraphKey, std::unique_ptr<Graph>> graphs;
   std::size_t table_used = 0;               // bytes at the head of `staging` that the pass at hand needs in `tables`
   MatrixRef resident_hidden;                // what on_device() gives
-  std::vector<std::int32_t> image_lengths;  // of the batch of images at hand, all the same
+  std::vector<std::int32_t> lengths_of_batch;  // of the images or recordings at hand, in rows
 
   bool eager() const { return options.path == EncoderPath::eager; }
   bool gpu() const { return backend->device().info().kind == DeviceKind::cuda; }
@@ -130,19 +138,29 @@ struct EncoderEngine::Impl {
 
   void configure();
   void allocate();
-  void check_kind(bool images, const EncoderWants& wants) const;
+  void check_kind(InputKind given, const EncoderWants& wants) const;
   void check(const EncoderBatch& batch) const;
   void check(const ImageBatch& batch) const;
+  void check(const AudioBatch& batch) const;
   Input input_of(const ImageBatch& batch);
+  Input input_of(const AudioBatch& batch);
+  void reserve_for(const Input& batch) {
+    reserve(batch.sequences, batch.audio != nullptr ? batch.audio->steps : batch.length);
+  }
   void reserve(std::int64_t sequences, std::int64_t length);
   void forward(const Input& batch, const EncoderWants& wants, EncoderResult& result);
   std::vector<NodeTime> profile(const Input& batch);
   std::int64_t rows_of(const EncoderBatch& batch, std::int64_t sequence) const {
     return eager() ? batch.length : batch.lengths[static_cast<std::size_t>(sequence)];
   }
+  std::int64_t steps_of(const AudioBatch& batch, std::int64_t recording) const {
+    const bool all = eager() || program.audio->padding_counts || batch.lengths.empty();
+    return all ? batch.steps : batch.lengths[static_cast<std::size_t>(recording)];
+  }
   std::vector<Group> groups(const EncoderBatch& batch) const;
   std::int32_t head_row(const EncoderBatch& batch, std::int64_t sequence) const;
   Pass begin_pass(const Input& batch, const Group& group, const EncoderWants& wants);
+  void add_audio(const AudioBatch& batch, const Group& group, std::span<const std::int32_t> begin, Pass& pass);
   void send_tables() {
     if (table_used > 0) stream->copy_to_device(tables->data(), staging->data(), table_used);
   }
@@ -178,8 +196,10 @@ void EncoderEngine::Impl::configure() {
   if (!traits.self_attention) fail("encoders do not run on {}: use --device cpu", backend->device().info().name);
   if (program.image && !traits.images)
     fail("encoders of images do not run on {}: use --device cpu", backend->device().info().name);
+  if (program.audio && !traits.audio)
+    fail("encoders of audio do not run on {}: use --device cpu", backend->device().info().name);
   const std::vector<std::string> embeddings = tables_of(program);
-  const DType stored = checkpoint->tensor(embeddings.front()).dtype;
+  const DType stored = checkpoint->tensor(first_tensor_of(program)).dtype;
   compute = options.compute.value_or(stored == DType::f32 || stored == DType::f64 ? DType::f32
                                      : gpu()                                      ? stored
                                                                                   : DType::bf16);
@@ -222,6 +242,10 @@ void EncoderEngine::Impl::allocate() {
     pixels = device.allocate(static_cast<std::size_t>(sizes.max_images * program.image->values()) * sizeof(float),
                              "the pixels of a pass");
   }
+  if (program.audio) {
+    const auto values = static_cast<std::size_t>(sizes.max_images * sizes.max_steps * program.audio->channels);
+    audio_steps = device.allocate(values * sizeof(float), "the audio of a pass");
+  }
   runner = PassRunner({.backend = backend.get(),
                        .stream = stream.get(),
                        .program = &program,
@@ -234,10 +258,15 @@ void EncoderEngine::Impl::allocate() {
                       std::move(slots));
 }
 
-void EncoderEngine::Impl::check_kind(bool images, const EncoderWants& wants) const {
-  if (images != program.image.has_value()) {
-    fail("{} is a {} model of {}, but {} were given", checkpoint->folder().string(), program.architecture,
-         program.image ? "images" : "text", images ? "images" : "tokens");
+void EncoderEngine::Impl::check_kind(InputKind given, const EncoderWants& wants) const {
+  if (const InputKind wanted = kind_of(program); given != wanted) {
+    fail("{} is a {} model of {}, but {} given", checkpoint->folder().string(), program.architecture,
+         wanted == InputKind::audio    ? "audio"
+         : wanted == InputKind::images ? "images"
+                                       : "text",
+         given == InputKind::audio    ? "audio was"
+         : given == InputKind::images ? "images were"
+                                      : "tokens were");
   }
   if (wants.head && program.logits < 0) {
     fail("{} has no head (its architecture in config.json says so, or the tensors are missing): ask for hidden states",
@@ -261,9 +290,51 @@ void EncoderEngine::Impl::check(const ImageBatch& batch) const {
   }
 }
 
+void EncoderEngine::Impl::check(const AudioBatch& batch) const {
+  const AudioShape& shape = *program.audio;
+  if (batch.recordings < 1) fail("a batch of {} recordings was given; expected at least one", batch.recordings);
+  if (batch.channels != shape.channels) {
+    fail("audio of {} channels was given, but {} takes {}: process it as its preprocessor_config.json says",
+         batch.channels, checkpoint->folder().string(), shape.channels);
+  }
+  if (shape.length > 0 && batch.steps != shape.length) {
+    fail("audio of {} steps was given, but {} takes {}: pad or cut it", batch.steps, checkpoint->folder().string(),
+         shape.length);
+  }
+  const std::int64_t row = checked_mul(batch.channels, batch.steps, "a recording");
+  if (batch.values.size() != static_cast<std::size_t>(checked_mul(batch.recordings, row, "a batch of recordings"))) {
+    fail("a batch of {} recordings of {} steps with {} channels came with {} values", batch.recordings, batch.steps,
+         batch.channels, batch.values.size());
+  }
+  if (!batch.lengths.empty() && batch.lengths.size() != static_cast<std::size_t>(batch.recordings))
+    fail("a batch of {} recordings came with {} lengths", batch.recordings, batch.lengths.size());
+  if (shape.frames(batch.steps) < 1) {
+    fail("a recording of {} steps is too short for {}: expected at least {}", batch.steps,
+         checkpoint->folder().string(), shape.least_steps());
+  }
+  for (std::size_t r = 0; r < batch.lengths.size(); ++r) {
+    const std::int32_t length = batch.lengths[r];
+    if (length > batch.steps || shape.frames(length) < 1) {
+      fail("recording {} has a length of {}; expected {} to {}", r, length, shape.least_steps(), batch.steps);
+    }
+    if (shape.length > 0 && length != batch.steps) {
+      fail("recording {} has a length of {}, but {} looks at all {} steps of each: leave lengths out", r, length,
+           checkpoint->folder().string(), batch.steps);
+    }
+  }
+}
+
 Input EncoderEngine::Impl::input_of(const ImageBatch& batch) {
-  image_lengths.assign(static_cast<std::size_t>(batch.images), static_cast<std::int32_t>(program.max_positions));
-  return {{batch.images, program.max_positions, {}, image_lengths, {}}, batch.pixels, batch.resident};
+  lengths_of_batch.assign(static_cast<std::size_t>(batch.images), static_cast<std::int32_t>(program.max_positions));
+  return {{batch.images, program.max_positions, {}, lengths_of_batch, {}}, batch.pixels, batch.resident, nullptr};
+}
+
+Input EncoderEngine::Impl::input_of(const AudioBatch& batch) {
+  const std::int64_t frames = program.audio->frames(batch.steps);
+  lengths_of_batch.assign(static_cast<std::size_t>(batch.recordings), static_cast<std::int32_t>(frames));
+  for (std::size_t r = 0; r < batch.lengths.size(); ++r)
+    lengths_of_batch[r] = static_cast<std::int32_t>(program.audio->frames(batch.lengths[r]));
+  return {{batch.recordings, frames, {}, lengths_of_batch, {}}, {}, false, &batch};
 }
 
 void EncoderEngine::Impl::check(const EncoderBatch& batch) const {
@@ -307,7 +378,9 @@ std::vector<Group> EncoderEngine::Impl::groups(const EncoderBatch& batch) const 
   Group group;
   for (std::int64_t s = 0; s < batch.sequences; ++s) {
     const std::int64_t more = rows_of(batch, s);
-    if (rows > 0 && (rows + more > sizes.max_rows || rows >= wanted)) {
+    const bool full =
+        rows + more > sizes.max_rows || rows >= wanted || (program.audio && s - group.first >= sizes.max_images);
+    if (rows > 0 && full) {
       group.last = s;
       out.push_back(group);
       group.first = s;
@@ -346,7 +419,7 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
   };
   std::int32_t* const begin = take(pass.map.sequences + 1);
   std::int32_t* const counted = take(pass.map.sequences);
-  const std::int64_t with_tokens = program.image ? 0 : pass.map.rows;
+  const std::int64_t with_tokens = program.image || program.audio ? 0 : pass.map.rows;
   std::int32_t* const tokens = take(with_tokens);
   std::int32_t* const positions = take(with_tokens);
   std::int32_t* const types = take(batch.types.empty() ? 0 : with_tokens);
@@ -357,7 +430,7 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
     const std::int64_t own = rows_of(batch, s);
     begin[i + 1] = begin[i] + static_cast<std::int32_t>(own);
     counted[i] = batch.lengths[static_cast<std::size_t>(s)];
-    if (program.image) continue;
+    if (program.image || program.audio) continue;
     const std::size_t cell = static_cast<std::size_t>(s * batch.length);
     std::int32_t position = 0;
     for (std::int64_t j = 0; j < own; ++j) {
@@ -400,6 +473,11 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
                                                              static_cast<std::size_t>(pass.images) * values);
     const bool all = group.first == 0 && group.last == batch.sequences;
     if (!batch.resident || !all) stream->copy_to_device(pixels->data(), part.data(), part.size_bytes());
+  }
+  if (batch.audio != nullptr) {
+    const auto sequences = static_cast<std::size_t>(pass.map.sequences);
+    pass.kept.assign(counted, counted + sequences);
+    add_audio(*batch.audio, group, std::span(begin, sequences + 1), pass);
   }
   return pass;
 }
@@ -456,6 +534,31 @@ void EncoderEngine::Impl::copy_out(const MatrixRef& from, std::int64_t row, std:
     to[i] = from.dtype == DType::f16 ? half_to_float(raw[i]) : bf16_to_float(raw[i]);
 }
 
+// The steps of a group's recordings, a row each, and where the rows of each begin behind each stage.
+void EncoderEngine::Impl::add_audio(const AudioBatch& batch, const Group& group, std::span<const std::int32_t> begin,
+                                    Pass& pass) {
+  const AudioShape& shape = *program.audio;
+  pass.images = pass.map.sequences;
+  pass.token_begin.assign(begin.begin(), begin.end());
+  pass.frame_begin.assign(shape.stages.size() + 1, {0});
+  std::vector<float> rows;
+  for (std::int64_t r = group.first; r < group.last; ++r) {
+    const std::int64_t steps = steps_of(batch, r);
+    for (std::size_t stage = 0; stage < pass.frame_begin.size(); ++stage)
+      pass.frame_begin[stage].push_back(pass.frame_begin[stage].back() + shape.frames(steps, stage));
+    const auto first = rows.size();
+    rows.resize(first + static_cast<std::size_t>(steps * batch.channels));
+    for (std::int64_t channel = 0; channel < batch.channels; ++channel) {
+      const float* from = batch.values.data() + (r * batch.channels + channel) * batch.steps;
+      float* to = rows.data() + first + channel;
+      for (std::int64_t step = 0; step < steps; ++step) to[step * batch.channels] = from[step];
+    }
+  }
+  stream->copy_to_device(audio_steps->data(), rows.data(), rows.size() * sizeof(float));
+  stream->synchronize();
+  pass.steps = reinterpret_cast<const float*>(audio_steps->data());
+}
+
 // Copies a buffer's rows to their places among the sequences' columns; zeros where there is no row. all_rows: there is
 // one for each token, padding included, not only for those that count.
 void EncoderEngine::Impl::take_rows(BufferId buffer, const Pass& pass, const EncoderBatch& batch, const Group& group,
@@ -474,19 +577,29 @@ void EncoderEngine::Impl::take_rows(BufferId buffer, const Pass& pass, const Enc
 }
 
 void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
+  const std::int64_t steps = length;
+  if (program.audio) {
+    length = program.audio->frames(steps);
+    if (length > program.max_positions) {
+      fail("a recording of {} steps, {} rows, is more than the {} rows that {} takes: split it", steps, length,
+           program.max_positions, checkpoint->folder().string());
+    }
+  }
   if (length > program.max_positions) {
     fail("a sequence of {} tokens is more than the {} positions that {} has: cut it, or split the text", length,
          program.max_positions, checkpoint->folder().string());
   }
   if (program.image) length = program.max_positions;
-  if (arena && sequences <= sizes.max_batch && length <= sizes.max_tokens) return;
+  const bool fits = length <= sizes.max_tokens && (!program.audio || steps <= sizes.max_steps);
+  if (arena && sequences <= sizes.max_batch && fits) return;
   sizes.max_batch = std::max(sequences, arena ? sizes.max_batch : 1);
   sizes.max_tokens = std::max(length, arena ? sizes.max_tokens : 1);
   const std::int64_t all = checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch");
   const std::int64_t wanted = options.pass_rows > 0 ? options.pass_rows : gpu() ? kGpuPassRows : kPassRows;
   sizes.max_rows = eager() ? all : std::max(sizes.max_tokens, std::min(wanted, all));
-  if (program.image) sizes.max_images = sizes.max_rows / sizes.max_tokens;
+  if (program.image || program.audio) sizes.max_images = sizes.max_rows / sizes.max_tokens;
   if (captures()) sizes.max_rows = bucket_of(sizes.max_rows);
+  if (program.audio) sizes.max_steps = std::max(steps, sizes.max_steps);
   sizes.max_logit_rows = head_has_rows() ? sizes.max_rows : std::min(sizes.max_batch, sizes.max_rows);
   plan = make_plan(program, nodes, sizes, *backend, table_bytes);
   if (plan.total() > plan.device_memory) {
@@ -504,7 +617,7 @@ void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
 }
 
 void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants, EncoderResult& result) {
-  reserve(batch.sequences, batch.length);
+  reserve_for(batch);
   const auto cells = static_cast<std::size_t>(batch.sequences * batch.length);
   const auto columns = static_cast<std::size_t>(head_columns());
   if (wants.hidden) result.hidden.resize(cells * static_cast<std::size_t>(program.hidden));
@@ -553,7 +666,7 @@ void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants,
 }
 
 std::vector<NodeTime> EncoderEngine::Impl::profile(const Input& batch) {
-  reserve(batch.sequences, batch.length);
+  reserve_for(batch);
   std::vector<NodeTime> out;
   out.reserve(nodes.size());
   for (const LoweredNode& node : nodes) out.push_back({node.name(), node.node.layer, 0});
@@ -581,6 +694,7 @@ EncoderEngine::EncoderEngine(std::shared_ptr<const Checkpoint> checkpoint, Encod
   m.plan = make_plan(m.program, m.nodes, m.sizes, *m.backend, m.table_bytes);
   m.times.open = seconds_since(start);
   m.weights.load(*m.checkpoint, m.nodes, m.backend->device(), *m.stream, m.times);
+  m.weights.load_convolutions(*m.checkpoint, m.nodes, *m.backend, *m.stream, m.times);
   m.times.total = seconds_since(start);
 }
 
@@ -606,6 +720,9 @@ std::vector<SiteInfo> EncoderEngine::sites() const {
 
 Device& EncoderEngine::device() { return impl_->backend->device(); }
 std::int64_t EncoderEngine::max_length() const { return impl_->program.max_positions; }
+std::int64_t EncoderEngine::frames(std::int64_t steps) const {
+  return impl_->program.audio ? impl_->program.audio->frames(steps) : 0;
+}
 std::int64_t EncoderEngine::head_columns() const { return impl_->head_columns(); }
 bool EncoderEngine::head_has_rows() const { return impl_->head_has_rows(); }
 
@@ -649,28 +766,41 @@ void EncoderEngine::release() {
   impl_->scratch.reset();
   impl_->tables.reset();
   impl_->pixels.reset();
+  impl_->audio_steps.reset();
 }
 
 void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {
-  impl_->check_kind(false, wants);
+  impl_->check_kind(InputKind::tokens, wants);
   impl_->check(batch);
   impl_->forward({batch}, wants, result);
 }
 
 void EncoderEngine::forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result) {
-  impl_->check_kind(true, wants);
+  impl_->check_kind(InputKind::images, wants);
+  impl_->check(batch);
+  impl_->forward(impl_->input_of(batch), wants, result);
+}
+
+void EncoderEngine::forward(const AudioBatch& batch, const EncoderWants& wants, EncoderResult& result) {
+  impl_->check_kind(InputKind::audio, wants);
   impl_->check(batch);
   impl_->forward(impl_->input_of(batch), wants, result);
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const EncoderBatch& batch) {
-  impl_->check_kind(false, {});
+  impl_->check_kind(InputKind::tokens, {});
   impl_->check(batch);
   return impl_->profile({batch});
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const ImageBatch& batch) {
-  impl_->check_kind(true, {});
+  impl_->check_kind(InputKind::images, {});
+  impl_->check(batch);
+  return impl_->profile(impl_->input_of(batch));
+}
+
+std::vector<NodeTime> EncoderEngine::profile(const AudioBatch& batch) {
+  impl_->check_kind(InputKind::audio, {});
   impl_->check(batch);
   return impl_->profile(impl_->input_of(batch));
 }

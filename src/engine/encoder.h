@@ -64,9 +64,19 @@ struct ImageBatch {
   bool resident = false;          // they are those of the call before, still in device memory: not copied again
 };
 
+/// Recordings as the model takes them: samples of its rate, or the log-mel spectrogram of each, normalised as it was
+/// trained with, each padded to the same length.
+struct AudioBatch {
+  std::int64_t recordings = 0;
+  std::int64_t channels = 0;              // 1 for samples, or the spectrogram's bins: Program::audio
+  std::int64_t steps = 0;                 // of time, of the longest recording or more
+  std::span<const float> values;          // [recordings, channels, steps]; what stands behind an end is padding: zeros
+  std::span<const std::int32_t> lengths;  // [recordings] steps of each; empty: all of them
+};
+
 /// Which results are wanted; what is not wanted costs nothing.
 struct EncoderWants {
-  bool hidden = true;  // [sequences, length, hidden]; an image's length is max_length()
+  bool hidden = true;  // [sequences, length, hidden]; an image's length is max_length(), a recording's frames()
   bool head = false;   // [sequences, length or 1, head_columns()]
   /// Hidden states [sequences, length, hidden] in device memory, of the type computed in (EncoderEngine::on_device());
   /// only on a GPU.
@@ -106,13 +116,16 @@ class EncoderEngine {
   std::vector<SiteInfo> sites() const;
   /// The most tokens a sequence may have; the rows of an image: its patches and the model's own tokens.
   std::int64_t max_length() const;
+  /// The rows that a recording of so many steps becomes (Program::audio); 0 where it is too short for one.
+  std::int64_t frames(std::int64_t steps) const;
   /// Columns of the head's results; 0 where the model has no head.
   std::int64_t head_columns() const;
   /// Whether the head gives a row for each token.
   bool head_has_rows() const;
 
   /// Plans and takes the memory for batches of up to that many sequences of up to that many tokens, or of that many
-  /// images, whose length is always max_length(). Error with what to change where they do not fit the device.
+  /// images, whose length is always max_length(), or of that many recordings of up to that many steps. Error with what
+  /// to change where they do not fit the device.
   void reserve(std::int64_t sequences, std::int64_t length);
 
   /// Gives back what reserve() took.
@@ -123,17 +136,22 @@ class EncoderEngine {
   void forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result);
   /// The same for a model of images; Error where their size is not the model's.
   void forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result);
+  /// The same for a model of audio. Recordings do not depend on their batch, unless AudioShape::padding_counts: then
+  /// they depend on the steps that they are padded to. Error for recordings that are too short for a row, or too long.
+  void forward(const AudioBatch& batch, const EncoderWants& wants, EncoderResult& result);
 
   /// The hidden states that the last forward() with EncoderWants::on_device left in device memory, until the next call:
   /// rows of padding are zeros on the fast path.
   MatrixRef on_device() const;
 
-  /// Bytes and operations of the linear sites and attention over sequences of these lengths, without padding.
+  /// Bytes and operations of the linear sites and attention over sequences of these lengths, without padding; a
+  /// recording's length is that of frames(), and its convolutions are not counted.
   Cost cost(std::span<const std::int32_t> lengths) const;
 
   /// Time by node of one forward pass of this batch, in the order of the nodes, summed over its passes.
   std::vector<NodeTime> profile(const EncoderBatch& batch);
   std::vector<NodeTime> profile(const ImageBatch& batch);
+  std::vector<NodeTime> profile(const AudioBatch& batch);
 
  private:
   struct Impl;

@@ -20,6 +20,11 @@ struct UsesOf {
   Uses operator()(const EmbedNode& n) const { return {{}, {n.y}}; }
   Uses operator()(const PatchNode& n) const { return {{}, {n.y}}; }
   Uses operator()(const PlaceNode& n) const { return {{n.x}, {n.y}}; }
+  Uses operator()(const ConvolveNode& n) const {
+    return {n.x < 0 ? std::vector<BufferId>{} : std::vector<BufferId>{n.x}, {n.y}};
+  }
+  Uses operator()(const InstanceNormNode& n) const { return {{n.x}, {n.y}}; }
+  Uses operator()(const TrimNode& n) const { return {{n.x}, {n.y}}; }
   Uses operator()(const NormNode& n) const { return {{n.x}, {n.y}}; }
   Uses operator()(const LinearNode& n) const { return {{n.x}, n.y}; }
   Uses operator()(const RotaryNode& n) const { return {{n.x}, {n.x}}; }
@@ -92,6 +97,7 @@ class Lowerer {
       }
     }
     if (std::holds_alternative<LinearNode>(nodes_[i].op)) return linear(i, nullptr);
+    if (std::holds_alternative<ConvolveNode>(nodes_[i].op)) return convolution(i);
     if (const std::size_t after = attention(i); after != i) return after;
     if (sum_of_norm(i)) {
       LoweredNode& fused = out_.emplace_back();
@@ -114,6 +120,26 @@ class Lowerer {
     if (add == nullptr || norm == nullptr || norm->x != add->y || norm->groups != 1) return false;
     const auto wide = [&](BufferId id) { return buffers_[static_cast<std::size_t>(id)].wide; };
     return !wide(add->a) && !wide(add->b) && !wide(add->y) && !wide(norm->y);
+  }
+
+  // A convolution takes in the activation behind it.
+  std::size_t convolution(std::size_t i) {
+    LoweredNode lowered;
+    lowered.node = nodes_[i];
+    auto& node = std::get<ConvolveNode>(lowered.node.op);
+    node.shape.compute = options_.compute;
+    std::size_t after = i + 1;
+    if (options_.fuse && after < nodes_.size()) {
+      const auto* activation = std::get_if<ActivationNode>(&nodes_[after].op);
+      if (activation != nullptr && activation->x == node.y &&
+          (activation->y == activation->x || dead_after(nodes_, after, activation->x))) {
+        node.shape.activation = activation->activation;
+        lowered.activation = *activation;
+        ++after;
+      }
+    }
+    out_.push_back(std::move(lowered));
+    return after;
   }
 
   void push(const Node& node) { out_.emplace_back().node = node; }
@@ -272,6 +298,7 @@ std::string LoweredNode::name() const {
       out += (i == 0 ? "" : "|") + (dot == std::string::npos ? full : full.substr(dot + 1));
     }
   }
+  if (const auto* convolve = std::get_if<ConvolveNode>(&node.op)) out += " " + convolve->module;
   if (norm) out += " + norm";
   if (add || before) out += " + residual";
   if (gated || activation) out += " + activation";

@@ -1,17 +1,20 @@
 #include "engine/pass.h"
 
+#include <span>
 #include <utility>
 
 namespace nibble {
 
 PassRunner::PassRunner(const Parts& parts, std::vector<ArenaSlot> slots) : p_(parts), slots_(std::move(slots)) {}
 
-std::int64_t PassRunner::rows_of(RowSet rows, const Pass& pass) const {
-  switch (rows) {
+std::int64_t PassRunner::rows_of(const BufferDesc& buffer, const Pass& pass) const {
+  switch (buffer.rows) {
     case RowSet::tokens:
       return pass.map.rows;
     case RowSet::logits:
       return pass.logits;
+    case RowSet::frames:
+      return pass.frame_begin[buffer.stages].back();
     case RowSet::patches:
       break;
   }
@@ -26,7 +29,7 @@ MatrixRef PassRunner::matrix(BufferId id, const Pass& pass) const {
   ref.dtype = slot.dtype;
   ref.columns = desc.columns;
   ref.stride = slot.stride;
-  ref.rows = rows_of(desc.rows, pass);
+  ref.rows = rows_of(desc, pass);
   // The logits of all sequences stay until the next call, so a pass writes those of its own sequences only.
   if (id == p_.program->logits && !p_.program->encoder)
     ref.data = static_cast<float*>(ref.data) + pass.first_sequence * desc.columns;
@@ -107,6 +110,28 @@ void PassRunner::enqueue_place(const PlaceNode& node, const Pass& pass) const {
   p_.backend->place_patches(args, *p_.stream);
 }
 
+void PassRunner::enqueue_convolve(const LoweredNode& lowered, const Pass& pass) const {
+  const auto& node = std::get<ConvolveNode>(lowered.node.op);
+  const auto begin = [&](BufferId id) -> std::span<const std::int64_t> {
+    const BufferDesc& desc = p_.program->buffers[static_cast<std::size_t>(id)];
+    return desc.rows == RowSet::frames ? pass.frame_begin[desc.stages] : pass.token_begin;
+  };
+  ConvolveArgs args;
+  if (node.x < 0) {
+    args.x_begin = pass.frame_begin.front();
+    const std::int64_t channels = node.shape.inputs;
+    args.x = {const_cast<float*>(pass.steps), DType::f32, args.x_begin.back(), channels, channels};
+  } else {
+    args.x_begin = begin(node.x);
+    args.x = matrix(node.x, pass);
+  }
+  const BufferId y = lowered.activation ? lowered.activation->y : node.y;
+  args.y_begin = begin(y);
+  args.y = matrix(y, pass);
+  args.workspace = p_.scratch;
+  p_.backend->convolve(p_.weights->convolution(node.module), args, *p_.stream);
+}
+
 void PassRunner::enqueue_gather(const GatherNode& node, const Pass& pass) const {
   MatrixRef from = matrix(node.x, pass);
   from.data =
@@ -163,6 +188,17 @@ bool PassRunner::enqueue(std::size_t index, const Pass& pass) const {
     enqueue_patches(*patches, pass);
   } else if (const auto* place = std::get_if<PlaceNode>(&op)) {
     enqueue_place(*place, pass);
+  } else if (std::holds_alternative<ConvolveNode>(op)) {
+    enqueue_convolve(lowered, pass);
+  } else if (const auto* over_time = std::get_if<InstanceNormNode>(&op)) {
+    const BufferDesc& desc = p_.program->buffers[static_cast<std::size_t>(over_time->x)];
+    ops.instance_norm(
+        {matrix(over_time->x, pass), pass.frame_begin[desc.stages], p_.weights->norm(over_time->module + ".weight"),
+         p_.weights->norm(over_time->module + ".bias"), over_time->eps, matrix(over_time->y, pass)},
+        s);
+  } else if (const auto* trim = std::get_if<TrimNode>(&op)) {
+    ops.trim_frames(
+        {matrix(trim->x, pass), pass.frame_begin.back(), pass.kept, matrix(trim->y, pass), pass.token_begin}, s);
   } else if (const auto* mean = std::get_if<MeanNode>(&op)) {
     ops.mean(matrix(mean->a, pass), matrix(mean->b, pass), matrix(mean->y, pass), s);
   } else {

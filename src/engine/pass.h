@@ -27,7 +27,13 @@ struct Pass {
   bool sample = true;
   const std::int32_t* valid = nullptr;  // [sequences] rows of each that are no padding; null: all
   const float* pixels = nullptr;        // of the pass's images, as Program::image shapes them
-  std::int64_t images = 0;
+  std::int64_t images = 0;              // or recordings
+  // Of audio, in the host's memory: its steps [frame_begin[0].back(), channels], and where the sequences' rows begin
+  // behind the first so many stages, and as tokens; how many tokens of each are no padding.
+  const float* steps = nullptr;
+  std::vector<std::vector<std::int64_t>> frame_begin;  // [stages + 1][sequences + 1]
+  std::vector<std::int64_t> token_begin;               // [sequences + 1]
+  std::vector<std::int32_t> kept;                      // [sequences]
   std::int64_t length = 0;  // SelfAttentionArgs::length
 };
 
@@ -48,7 +54,7 @@ class PassRunner {
   PassRunner() = default;
   PassRunner(const Parts& parts, std::vector<ArenaSlot> slots);
 
-  std::int64_t rows_of(RowSet rows, const Pass& pass) const;
+  std::int64_t rows_of(const BufferDesc& buffer, const Pass& pass) const;
   MatrixRef matrix(BufferId id, const Pass& pass) const;
   /// Whether the pass has no use for node `index`: its logits are wanted by nobody.
   bool skips(std::size_t index, const Pass& pass) const;
@@ -62,6 +68,7 @@ class PassRunner {
   void enqueue_embed(const EmbedNode& node, const Pass& pass) const;
   void enqueue_patches(const PatchNode& node, const Pass& pass) const;
   void enqueue_place(const PlaceNode& node, const Pass& pass) const;
+  void enqueue_convolve(const LoweredNode& lowered, const Pass& pass) const;
   void enqueue_gather(const GatherNode& node, const Pass& pass) const;
   void enqueue_self_attention(const SelfAttentionNode& node, const Pass& pass) const;
 

@@ -63,12 +63,14 @@ std::vector<Joined> join_parts(const Program& program, const std::vector<Lowered
 
 }  // namespace
 
-std::int64_t most_rows(const Program& program, const RunSizes& sizes, RowSet rows) {
-  switch (rows) {
+std::int64_t most_rows(const Program& program, const RunSizes& sizes, const BufferDesc& buffer) {
+  switch (buffer.rows) {
     case RowSet::tokens:
       return sizes.max_rows;
     case RowSet::logits:
       return sizes.max_logit_rows;
+    case RowSet::frames:
+      return sizes.max_images * program.audio->frames(sizes.max_steps, buffer.stages);
     case RowSet::patches:
       break;
   }
@@ -110,7 +112,7 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
     slots[id].dtype = buffer_dtype(desc, sizes.activations);
     slots[id].stride = joined[id].first >= 0 ? joined[id].columns : desc.columns;
     if (!lives[id].used()) continue;
-    slots[id].bytes = rows_bytes(most_rows(program, sizes, desc.rows), slots[id].stride, bytes_of(slots[id].dtype));
+    slots[id].bytes = rows_bytes(most_rows(program, sizes, desc), slots[id].stride, bytes_of(slots[id].dtype));
     order.push_back(id);
   }
   // Largest first, each at the lowest offset that no buffer alive at the same time covers.
@@ -147,7 +149,7 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
   std::size_t most = 0;
   for (const LoweredNode& node : nodes) {
     if (const LinearNode* linear = node.linear()) {
-      const std::int64_t rows = most_rows(program, sizes, program.buffers[static_cast<std::size_t>(linear->x)].rows);
+      const std::int64_t rows = most_rows(program, sizes, program.buffers[static_cast<std::size_t>(linear->x)]);
       // Kernels change their ways with the number of rows, so the most rows need not need the most scratch.
       for (std::int64_t m = 1; m < rows; m *= 2) most = std::max(most, node.kernel->workspace(node.site, m));
       most = std::max(most, node.kernel->workspace(node.site, rows));
@@ -162,6 +164,8 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
                                                               .head_dim = program.head_dim,
                                                               .compute = sizes.compute,
                                                               .materialise = sizes.materialise}));
+    } else if (const auto* convolve = std::get_if<ConvolveNode>(&node.node.op)) {
+      most = std::max(most, backend.convolution_workspace(convolve->shape));
     } else if (std::holds_alternative<SampleNode>(node.node.op)) {
       most = std::max(most, backend.sample_workspace(sizes.max_logit_rows, program.vocab));
     }
@@ -185,6 +189,12 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
       const std::int64_t columns = program.buffers[static_cast<std::size_t>(norm->x)].columns / norm->groups;
       norms += rows_bytes(1, columns, sizeof(float)) * (norm->bias.empty() ? 1 : 2);
     }
+    if (const auto* over_time = std::get_if<InstanceNormNode>(&node.node.op)) {
+      norms += 2 * rows_bytes(1, program.buffers[static_cast<std::size_t>(over_time->x)].columns, sizeof(float));
+    } else if (const auto* convolve = std::get_if<ConvolveNode>(&node.node.op)) {
+      plan.weights += backend.convolution_bytes(convolve->shape);
+      item(node.name(), backend.convolution_bytes(convolve->shape));
+    }
     if (node.linear() == nullptr || !modules.insert(modules_of(*node.linear())).second) continue;
     const std::size_t bytes = node.kernel->packed_bytes(node.site);
     plan.weights += bytes;
@@ -200,6 +210,8 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
     // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
     plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_batch + 1, 2, 4);
     if (program.image) plan.arena += rows_bytes(sizes.max_images, program.image->values(), sizeof(float));
+    if (program.audio)
+      plan.arena += rows_bytes(sizes.max_images * sizes.max_steps, program.audio->channels, sizeof(float));
     item("activations and maps", plan.arena);
     plan.workspace = plan_workspace(program, nodes, sizes, backend);
     item("scratch of kernels and ops", plan.workspace);

@@ -42,7 +42,8 @@ struct RunSizes {
   std::int64_t max_tokens = 1;      // a sequence
   std::int64_t max_rows = 1;        // a pass
   std::int64_t max_logit_rows = 1;  // a pass
-  std::int64_t max_images = 0;      // a pass; 0 for models of tokens
+  std::int64_t max_images = 0;      // a pass, or recordings; 0 for models of tokens
+  std::int64_t max_steps = 0;       // a recording, as EncoderEngine::reserve() counts them
   DType kv_dtype = DType::f32;
   DType activations = DType::f32;  // of buffers that are not wide
   bool joins_parts = false;        // BackendTraits::joins_parts
@@ -50,8 +51,8 @@ struct RunSizes {
   bool materialise = false;        // SelfAttentionArgs::materialise
 };
 
-/// The most rows that buffers of this kind have in a pass.
-std::int64_t most_rows(const Program& program, const RunSizes& sizes, RowSet rows);
+/// The most rows that a buffer has in a pass.
+std::int64_t most_rows(const Program& program, const RunSizes& sizes, const BufferDesc& buffer);
 
 /// One layer's cache as the back end is asked for it.
 KvView kv_shape(const Program& program, const RunSizes& sizes);

@@ -54,6 +54,22 @@ std::int64_t distance_bucket(std::int64_t distance, std::int64_t buckets, std::i
   return base + std::min(side - 1, exact + static_cast<std::int64_t>(steps));
 }
 
+// The weight of a convolution with weight norm: direction / |direction| * magnitude, the norm for each frame of the
+// kernel over all outputs and inputs (as torch.nn.utils.weight_norm with dim=2 has it).
+std::vector<float> multiplied_out(const ConvolveNode& node, const Checkpoint& checkpoint) {
+  std::vector<float> weight = to_float(checkpoint.tensor(node.direction));
+  const std::vector<float> magnitude = to_float(checkpoint.tensor(node.magnitude));
+  const auto kernel = static_cast<std::size_t>(node.shape.kernel);
+  std::vector<double> squares(kernel);
+  for (std::size_t i = 0; i < weight.size(); ++i)
+    squares[i % kernel] += static_cast<double>(weight[i]) * static_cast<double>(weight[i]);
+  for (std::size_t i = 0; i < weight.size(); ++i) {
+    const double norm = std::sqrt(squares[i % kernel]);
+    weight[i] = static_cast<float>(static_cast<double>(weight[i]) / norm * static_cast<double>(magnitude[i % kernel]));
+  }
+  return weight;
+}
+
 template <typename Map>
 const auto& loaded(const Map& map, const std::string& name, std::string_view what) {
   const auto found = map.find(name);
@@ -69,6 +85,10 @@ const MatrixRef& Weights::table(const std::string& name) const {
 
 const float* Weights::distance_bias(const std::string& name) const {
   return reinterpret_cast<const float*>(loaded(biases_, name, "table of biases")->data());
+}
+
+const PackedConvolution& Weights::convolution(const std::string& module) const {
+  return *loaded(convolutions_, module, "convolution");
 }
 
 const float* Weights::norm(const std::string& name) const {
@@ -126,6 +146,9 @@ void Weights::load_plain(const Checkpoint& checkpoint, const LoweredNode& node, 
   if (const auto* norm = std::get_if<NormNode>(&node.node.op)) {
     load_norm(checkpoint, norm->weight, device, stream);
     load_norm(checkpoint, norm->bias, device, stream);
+  } else if (const auto* over_time = std::get_if<InstanceNormNode>(&node.node.op)) {
+    load_norm(checkpoint, over_time->module + ".weight", device, stream);
+    load_norm(checkpoint, over_time->module + ".bias", device, stream);
   } else if (const auto* embed = std::get_if<EmbedNode>(&node.node.op)) {
     load_table(checkpoint, embed->table, device, stream);
     load_table(checkpoint, embed->positions, device, stream);
@@ -136,6 +159,24 @@ void Weights::load_plain(const Checkpoint& checkpoint, const LoweredNode& node, 
   } else if (const auto* attention = std::get_if<SelfAttentionNode>(&node.node.op)) {
     load_distance_bias(checkpoint, *attention, device, stream);
   }
+}
+
+void Weights::load_convolutions(const Checkpoint& checkpoint, const std::vector<LoweredNode>& nodes, Backend& backend,
+                                Stream& stream, LoadTimes& times) {
+  for (const LoweredNode& lowered : nodes) {
+    const auto* node = std::get_if<ConvolveNode>(&lowered.node.op);
+    if (node == nullptr || convolutions_.contains(node->module)) continue;
+    const Clock::time_point start = Clock::now();
+    const std::string stored = node->direction.empty() ? node->module + ".weight" : node->direction;
+    const std::vector<float> weight =
+        node->direction.empty() ? to_float(checkpoint.tensor(stored)) : multiplied_out(*node, checkpoint);
+    std::vector<float> bias;
+    if (node->shape.bias) bias = to_float(checkpoint.tensor(node->module + ".bias"));
+    convolutions_.emplace(node->module, backend.pack_convolution(node->shape, weight, bias, stream));
+    checkpoint.drop(stored);
+    times.pack += seconds_since(start);
+  }
+  stream.synchronize();
 }
 
 std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,

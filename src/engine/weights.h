@@ -8,6 +8,7 @@
 #include "formats/checkpoint.h"
 #include "formats/quant_config.h"
 #include "models/family.h"
+#include "ops/backend.h"
 
 #include <map>
 #include <memory>
@@ -29,11 +30,17 @@ class Weights {
   void load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream,
             LoadTimes& times);
 
+  /// Reads and packs the convolutions of audio, their weight norm multiplied out, as the lowered nodes have them.
+  void load_convolutions(const Checkpoint& checkpoint, const std::vector<LoweredNode>& nodes, Backend& backend,
+                         Stream& stream, LoadTimes& times);
+
   /// The packed site of node `index`. Nodes of the same modules share one.
   const PackedLinear& packed(std::size_t index) const { return *packed_[index]; }
   const float* norm(const std::string& name) const;
   /// A table of embeddings.
   const MatrixRef& table(const std::string& name) const;
+  /// The convolution of a module.
+  const PackedConvolution& convolution(const std::string& module) const;
   /// SelfAttentionArgs::bias of a SelfAttentionNode with this table of biases.
   const float* distance_bias(const std::string& name) const;
 
@@ -51,6 +58,7 @@ class Weights {
   std::map<std::string, std::unique_ptr<Buffer>> norms_;
   std::map<std::string, Table> tables_;
   std::map<std::string, std::unique_ptr<Buffer>> biases_;
+  std::map<std::string, std::unique_ptr<PackedConvolution>> convolutions_;
 };
 
 }  // namespace nibble

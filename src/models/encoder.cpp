@@ -4,6 +4,7 @@
 #include "models/decoder.h"
 
 #include <cmath>
+#include <string>
 #include <utility>
 
 namespace nibble {
@@ -15,12 +16,29 @@ constexpr std::int64_t kBiasDistance = 128;
 // More than any published model has of either, few enough that no product of sizes overflows.
 constexpr std::int64_t kMaxChannels = 1024;
 constexpr std::int64_t kMaxImageSize = 16384;
+constexpr std::size_t kMaxStages = 64;
+constexpr std::int64_t kMaxKernel = 4096;
+// Frames of a recording where the model has no table of positions: 20 minutes of 20 ms.
+constexpr std::int64_t kMaxFrames = 60'000;
 
 void check(bool good, const EncoderSpec& spec, std::string_view what, std::int64_t found) {
   if (!good) fail("config.json of this {} model: {} (found {})", spec.architecture, what, found);
 }
 
+AudioShape audio_shape(const AudioSpec& audio) {
+  AudioShape shape;
+  shape.channels = audio.channels;
+  shape.length = audio.length;
+  shape.stages.reserve(audio.stages.size());
+  for (const AudioStage& stage : audio.stages) {
+    shape.stages.push_back({stage.kernel, stage.stride, stage.padding});
+    shape.padding_counts = shape.padding_counts || stage.norm == AudioStage::Norm::instance;
+  }
+  return shape;
+}
+
 std::int64_t positions_of(const EncoderSpec& s) {
+  if (s.audio) return s.audio->length > 0 ? audio_shape(*s.audio).frames(s.audio->length) : kMaxFrames;
   return s.image ? static_cast<std::int64_t>(s.image->leading.size()) + s.image->shape.patches() : s.max_positions;
 }
 
@@ -28,6 +46,33 @@ void check_image(const EncoderSpec& s, const ImageShape& image) {
   check(image.channels > 0 && image.channels <= kMaxChannels, s, "num_channels is out of range", image.channels);
   check(image.size > 0 && image.size <= kMaxImageSize, s, "image_size is out of range", image.size);
   check(image.patch > 0 && image.patch <= image.size, s, "patch_size should be 1 to image_size", image.patch);
+}
+
+void check_audio(const EncoderSpec& s, const AudioSpec& audio) {
+  check(audio.channels > 0 && audio.channels <= kMaxHidden, s, "the number of bins is out of range", audio.channels);
+  check(audio.length >= 0 && audio.length <= kMaxPositions, s, "the length of recordings is out of range",
+        audio.length);
+  check(!audio.stages.empty() && audio.stages.size() <= kMaxStages, s, "the number of convolutions should be 1 to 64",
+        static_cast<std::int64_t>(audio.stages.size()));
+  for (const AudioStage& stage : audio.stages) {
+    check(stage.outputs > 0 && stage.outputs <= kMaxHidden, s, "a convolution's channels are out of range",
+          stage.outputs);
+    check(stage.kernel > 0 && stage.kernel <= kMaxKernel, s, "a convolution's kernel should be 1 to 4096",
+          stage.kernel);
+    check(stage.stride > 0 && stage.stride <= kMaxKernel, s, "a convolution's stride should be 1 to 4096",
+          stage.stride);
+  }
+  // Padding is not taken off: with it, a recording of that many steps would still be read.
+  std::int64_t steps = 1;
+  for (auto stage = audio.stages.rbegin(); stage != audio.stages.rend(); ++stage) {
+    steps = (steps - 1) * stage->stride + stage->kernel;
+    check(steps <= kMaxPositions, s, "the convolutions look at too many values for one frame", steps);
+  }
+  if (audio.positions.empty()) return;
+  check(audio.positions_kernel > 0 && audio.positions_kernel <= kMaxKernel, s,
+        "num_conv_pos_embeddings should be 1 to 4096", audio.positions_kernel);
+  check(audio.positions_groups > 0 && s.hidden % audio.positions_groups == 0, s,
+        "num_conv_pos_embedding_groups should divide the hidden size", audio.positions_groups);
 }
 
 void check_spec(const EncoderSpec& s) {
@@ -41,6 +86,8 @@ void check_spec(const EncoderSpec& s) {
         s.heads);
   if (s.image) {
     check_image(s, s.image->shape);
+  } else if (s.audio) {
+    check_audio(s, *s.audio);
   } else {
     check(s.vocab > 0 && s.vocab <= kMaxVocab, s, "vocab_size is out of range", s.vocab);
   }
@@ -66,6 +113,7 @@ class Builder {
     p_.skipped_token = s_.skipped_token;
     p_.head_token = s_.head_token;
     if (s_.image) p_.image = s_.image->shape;
+    if (s_.audio) p_.audio = audio_shape(*s_.audio);
   }
 
   Program build() {
@@ -82,6 +130,8 @@ class Builder {
     layer_ = -1;
     if (s_.image) {
       embed_image(*s_.image);
+    } else if (s_.audio) {
+      embed_audio(*s_.audio);
     } else {
       embed();
     }
@@ -103,6 +153,11 @@ class Builder {
   BufferId buffer(std::string name, std::int64_t columns, RowSet rows = RowSet::tokens) {
     p_.buffers.push_back({std::move(name), columns, rows, false});
     return static_cast<BufferId>(p_.buffers.size()) - 1;
+  }
+  BufferId frames(std::string name, std::int64_t columns, std::size_t stages) {
+    const BufferId id = buffer(std::move(name), columns, RowSet::frames);
+    p_.buffers.back().stages = stages;
+    return id;
   }
   template <typename T>
   void emit(T op) {
@@ -148,15 +203,60 @@ class Builder {
     if (!s_.embedding_norm.empty()) norm(s_.embedding_norm, h_, h_);
   }
 
+  void convolve(std::string module, const ConvolutionShape& shape, bool weight_norm, BufferId x, BufferId y) {
+    ConvolveNode node;
+    node.module = std::move(module);
+    node.shape = shape;
+    node.weight_norm = weight_norm;
+    node.x = x;
+    node.y = y;
+    emit(std::move(node));
+  }
+
+  void embed_audio(const AudioSpec& audio) {
+    BufferId x = -1;
+    std::int64_t channels = audio.channels;
+    for (std::size_t i = 0; i < audio.stages.size(); ++i) {
+      const AudioStage& stage = audio.stages[i];
+      const BufferId y = frames("frames" + std::to_string(i + 1), stage.outputs, i + 1);
+      convolve(stage.module, {channels, stage.outputs, stage.kernel, stage.stride, stage.padding, 1, stage.bias}, false,
+               x, y);
+      if (stage.norm == AudioStage::Norm::instance) {
+        emit(InstanceNormNode{stage.norm_module, audio.norm_eps, y, y});
+      } else if (stage.norm == AudioStage::Norm::layer) {
+        emit(NormNode{NormKind::layer, stage.norm_module + ".weight", stage.norm_module + ".bias", 1, audio.norm_eps, y,
+                      y});
+      }
+      emit(ActivationNode{audio.activation, y, y});
+      x = y;
+      channels = stage.outputs;
+    }
+    if (!s_.position_table.empty()) {
+      emit(PlaceNode{{}, s_.position_table, x, h_});
+      return;
+    }
+    if (!audio.projection_norm.empty()) norm(audio.projection_norm, x, x);
+    const BufferId projected = frames("projected", s_.hidden, audio.stages.size());
+    one(audio.projection, channels, s_.hidden, x, projected, false);
+    emit(TrimNode{projected, h_});
+    convolve(
+        audio.positions,
+        {s_.hidden, s_.hidden, audio.positions_kernel, 1, audio.positions_kernel / 2, audio.positions_groups, true},
+        true, h_, branch_);
+    emit(ActivationNode{audio.activation, branch_, branch_});
+    emit(AddNode{h_, branch_, h_});
+    if (!s_.embedding_norm.empty()) norm(s_.embedding_norm, h_, h_);
+  }
+
   void attention(const EncoderLayer& layer, BufferId x) {
-    emit(LinearNode{
-        {linear(layer.q, s_.hidden, s_.hidden, s_.qkv_bias), linear(layer.k, s_.hidden, s_.hidden, s_.qkv_bias),
-         linear(layer.v, s_.hidden, s_.hidden, s_.qkv_bias)},
-        {},
-        true,
-        x,
-        {q_, k_, v_},
-        {}});
+    emit(LinearNode{{linear(layer.q, s_.hidden, s_.hidden, s_.qkv_bias),
+                     linear(layer.k, s_.hidden, s_.hidden, s_.qkv_bias && s_.k_bias),
+                     linear(layer.v, s_.hidden, s_.hidden, s_.qkv_bias)},
+                    {},
+                    true,
+                    x,
+                    {q_, k_, v_},
+                    {}});
     SelfAttentionNode node;
     node.heads = s_.heads;
     node.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(p_.head_dim)));

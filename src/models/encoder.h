@@ -1,5 +1,5 @@
-// An encoder of text or images in canonical words, and the program that it becomes. Families translate their config
-// into this.
+// An encoder of text, images or audio in canonical words, and the program that it becomes. Families translate their
+// config into this.
 #pragma once
 
 #include "models/program.h"
@@ -38,6 +38,34 @@ struct ImageSpec {
   std::vector<std::string> leading;  // tensors: class token, distillation token
 };
 
+/// A convolution over time, and what follows it: a norm, where there is one, then the activation.
+struct AudioStage {
+  enum class Norm { none, instance, layer };
+  std::string module;
+  std::int64_t outputs = 0;  // channels
+  std::int64_t kernel = 1;
+  std::int64_t stride = 1;
+  std::int64_t padding = 0;  // on both sides
+  bool bias = true;
+  Norm norm = Norm::none;
+  std::string norm_module = {};
+};
+
+/// Audio instead of tokens: convolutions that make frames, then either a table of positions, as many as there are
+/// frames (EncoderSpec::position_table), or a projection, and a convolution whose result is added.
+struct AudioSpec {
+  std::int64_t channels = 1;
+  std::int64_t length = 0;  // as AudioShape's
+  std::vector<AudioStage> stages;
+  ActivationKind activation = ActivationKind::gelu;  // behind each stage, and the positional convolution
+  float norm_eps = 1e-5F;                            // of the stages
+  std::string projection_norm = {};                  // module; empty: none
+  std::string projection = {};                       // module
+  std::string positions = {};                        // module of the positional convolution, with weight norm
+  std::int64_t positions_kernel = 0;                 // half of it is padding in front
+  std::int64_t positions_groups = 1;
+};
+
 /// The modules of one block, by their full names in the checkpoint.
 struct EncoderLayer {
   std::string q, k, v, o, attention_norm, up, down, output_norm;
@@ -61,6 +89,7 @@ struct EncoderSpec {
   bool pre_norm = false;
   bool causal = false;
   bool qkv_bias = true;
+  bool k_bias = true;  // with qkv_bias
   std::int32_t skipped_token = -1;
   std::int32_t head_token = kFirstRow;
 
@@ -70,6 +99,7 @@ struct EncoderSpec {
   std::string final_norm;                              // module, with pre_norm; empty: none
   std::string position_bias;                           // tensor [32, heads] as MPNet has it; empty: none
   std::optional<ImageSpec> image;    // then there is no vocabulary, and max_positions follows from the shape
+  std::optional<AudioSpec> audio;    // the same
   std::vector<EncoderLayer> layers;  // two with the same names share their weights
   HeadSpec head;
 };

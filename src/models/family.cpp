@@ -23,12 +23,12 @@ void strip_prefix(const Program& program, std::string& name) {
   if (std::string_view(name).starts_with(program.prefix)) name.erase(0, program.prefix.size());
 }
 
-// Whether the checkpoint's names lack the prefix: as its embedding's name does.
+// Whether the checkpoint's names lack the prefix: as its embedding's name does, or that of its first convolution.
 bool lacks_prefix(const Checkpoint& checkpoint, const Program& program) {
-  std::string table = tables_of(program).front();
-  if (checkpoint.has(table)) return false;
-  strip_prefix(program, table);
-  return checkpoint.has(table);
+  std::string tensor = first_tensor_of(program);
+  if (checkpoint.has(tensor)) return false;
+  strip_prefix(program, tensor);
+  return checkpoint.has(tensor);
 }
 
 void expect_shape(const Checkpoint& checkpoint, const std::string& name, const Shape& shape) {
@@ -141,6 +141,20 @@ struct Binder {
     bind_norm(node.bias, ".bias", ".beta");
     expect_shape(checkpoint, node.bias, {width});
   }
+  void operator()(ConvolveNode& node) const {
+    if (strip) strip_prefix(program, node.module);
+    const ConvolutionShape& s = node.shape;
+    const Shape weight = {s.outputs, s.inputs / s.groups, s.kernel};
+    if (node.weight_norm) bind_weight_norm(node, weight);
+    if (node.direction.empty()) expect_shape(checkpoint, node.module + ".weight", weight);
+    if (s.bias) expect_shape(checkpoint, node.module + ".bias", {s.outputs});
+  }
+  void operator()(InstanceNormNode& node) const {
+    if (strip) strip_prefix(program, node.module);
+    const std::int64_t width = program.buffers[static_cast<std::size_t>(node.x)].columns;
+    expect_shape(checkpoint, node.module + ".weight", {width});
+    expect_shape(checkpoint, node.module + ".bias", {width});
+  }
   void operator()(SelfAttentionNode& node) const {
     if (node.bias.empty()) return;
     if (strip) strip_prefix(program, node.bias);
@@ -182,6 +196,19 @@ struct Binder {
   void operator()(T&) const {}
 
  private:
+  // PyTorch stored weight norm as weight_g and weight_v, and now stores it as parametrizations. A file where it was
+  // multiplied out has a weight like any other.
+  void bind_weight_norm(ConvolveNode& node, const Shape& weight) const {
+    for (const auto& [magnitude, direction] :
+         {std::pair{".weight_g", ".weight_v"},
+          std::pair{".parametrizations.weight.original0", ".parametrizations.weight.original1"}}) {
+      if (!checkpoint.has(node.module + direction)) continue;
+      node.magnitude = node.module + magnitude;
+      node.direction = node.module + direction;
+      expect_shape(checkpoint, node.magnitude, {1, 1, node.shape.kernel});
+      expect_shape(checkpoint, node.direction, weight);
+    }
+  }
   // Old files of BERT call a norm's weight and bias gamma and beta.
   void bind_norm(std::string& name, std::string_view now, std::string_view before) const {
     if (strip) strip_prefix(program, name);

@@ -21,6 +21,23 @@ std::vector<float> RotarySpec::inv_freq_for(std::int64_t tokens) const {
   return out;
 }
 
+std::int64_t AudioShape::frames(std::int64_t steps, std::size_t count) const {
+  for (std::size_t i = 0; i < count; ++i) {
+    const Stage& stage = stages[i];
+    const std::int64_t padded = steps + 2 * stage.padding;
+    if (steps < 1 || padded < stage.kernel) return 0;
+    steps = (padded - stage.kernel) / stage.stride + 1;
+  }
+  return steps;
+}
+
+std::int64_t AudioShape::least_steps() const {
+  std::int64_t steps = 1;
+  for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage)
+    steps = std::max((steps - 1) * stage->stride + stage->kernel - 2 * stage->padding, std::int64_t{1});
+  return steps;
+}
+
 std::vector<Node> Program::block(int layer) const {
   std::vector<Node> out;
   for (const Node& node : nodes) {
@@ -61,10 +78,19 @@ std::vector<std::string> tables_of(const Program& program) {
   return out;
 }
 
+std::string first_tensor_of(const Program& program) {
+  const std::vector<std::string> tables = tables_of(program);
+  if (!tables.empty()) return tables.front();
+  for (const Node& node : program.nodes) {
+    if (const auto* convolve = std::get_if<ConvolveNode>(&node.op)) return convolve->module + ".weight";
+  }
+  return {};
+}
+
 std::string_view kind_of(const Node& node) {
-  static constexpr std::array<std::string_view, 15> kNames = {
-      "embed",          "patches",    "place", "norm", "linear", "rotary", "kv_store", "attention",
-      "self_attention", "activation", "gated", "add",  "mean",   "gather", "sample"};
+  static constexpr std::array<std::string_view, 18> kNames = {
+      "embed",      "patches", "place", "norm", "linear", "rotary", "kv_store", "attention",     "self_attention",
+      "activation", "gated",   "add",   "mean", "gather", "sample", "convolve", "instance_norm", "trim"};
   return kNames[node.op.index()];
 }
 

@@ -16,14 +16,15 @@ namespace nibble {
 using BufferId = int;
 
 /// How many rows a buffer has in a pass: one a token, one for each token whose logits are wanted, one a patch of an
-/// image.
-enum class RowSet { tokens, logits, patches };
+/// image, one a frame of audio behind some of the first convolutions.
+enum class RowSet { tokens, logits, patches, frames };
 
 struct BufferDesc {
   std::string name;
   std::int64_t columns = 0;
   RowSet rows = RowSet::tokens;
-  bool wide = false;  // f32 whatever linear sites compute in: the residual stream and the logits
+  bool wide = false;       // f32 whatever linear sites compute in: the residual stream and the logits
+  std::size_t stages = 0;  // RowSet::frames: behind so many of AudioShape::stages
 };
 
 /// The element type of a buffer where those that are not wide are of type `activations`.
@@ -49,6 +50,28 @@ struct PlaceNode {
   std::vector<std::string> leading;  // tensor names, [columns of y] each with any number of dimensions of 1 before
   std::string positions;             // tensor name, a row for each row of an image
   BufferId x = -1, y = -1;           // x [patches], y [tokens]
+};
+/// y = a convolution over time of x: of frames, which makes them those of the next stage, or of tokens.
+struct ConvolveNode {
+  std::string module;
+  ConvolutionShape shape;  // activation and compute are filled in by lowering
+  // The weight is direction / |direction| * magnitude, with a norm over inputs and outputs for each frame of the
+  // kernel.
+  bool weight_norm = false;
+  std::string magnitude = {}, direction = {};  // tensors, filled in from the checkpoint; empty: the module's weight
+  BufferId x = -1;                             // -1: what the pass was given
+  BufferId y = -1;
+};
+/// Norms each channel over the frames of a sequence.
+struct InstanceNormNode {
+  std::string module;
+  float eps = 0;
+  BufferId x = -1, y = -1;  // [frames]
+};
+/// The tokens of a sequence: those of its frames that hold no padding, and zeros where tokens are padded.
+struct TrimNode {
+  BufferId x = -1;  // [frames behind all stages]
+  BufferId y = -1;  // [tokens]
 };
 struct NormNode {
   NormKind kind = NormKind::rms;
@@ -122,7 +145,8 @@ struct SampleNode {
 struct Node {
   int layer = -1;  // the repeated block it belongs to, -1 before, `layers` after
   std::variant<EmbedNode, PatchNode, PlaceNode, NormNode, LinearNode, RotaryNode, KvStoreNode, AttentionNode,
-               SelfAttentionNode, ActivationNode, GatedNode, AddNode, MeanNode, GatherNode, SampleNode>
+               SelfAttentionNode, ActivationNode, GatedNode, AddNode, MeanNode, GatherNode, SampleNode, ConvolveNode,
+               InstanceNormNode, TrimNode>
       op;
 };
 
@@ -150,6 +174,25 @@ struct ImageShape {
   std::int64_t patches() const { return (size / patch) * (size / patch); }
   std::int64_t values() const { return channels * size * size; }
   std::int64_t patch_values() const { return channels * patch * patch; }
+};
+
+/// The audio that a model takes, and the convolutions that make frames of it.
+struct AudioShape {
+  struct Stage {
+    std::int64_t kernel = 1, stride = 1, padding = 0;  // padding on both sides
+  };
+  std::int64_t channels = 1;  // 1: samples; more: the bins of a spectrogram
+  std::int64_t length = 0;    // steps of time that every sequence has; 0: they have any number of them
+  std::vector<Stage> stages;
+  // A norm goes over all of a sequence's frames, padding included, as transformers has it: results depend on what a
+  // sequence is padded to.
+  bool padding_counts = false;
+
+  /// Frames behind the first `count` stages of a sequence of so many steps; 0 where it is too short for one.
+  std::int64_t frames(std::int64_t steps, std::size_t count) const;
+  std::int64_t frames(std::int64_t steps) const { return frames(steps, stages.size()); }
+  /// The fewest steps that make a frame.
+  std::int64_t least_steps() const;
 };
 
 /// What follows an encoder's last block.
@@ -188,6 +231,7 @@ struct Program {
   // its relatives, whose tables keep a row for it); -1: positions just count.
   std::int32_t skipped_token = -1;
   std::optional<ImageShape> image;  // its sequences are images, each of max_positions rows
+  std::optional<AudioShape> audio;  // its sequences are recordings, a row for each frame behind the stages
 
   /// The nodes of one block, in order.
   std::vector<Node> block(int layer) const;
@@ -196,8 +240,12 @@ struct Program {
 /// Leaves out an encoder's head.
 void drop_head(Program& program);
 
-/// The tensors of which rows are looked up, at least one: a model's embeddings.
+/// The tensors of which rows are looked up: a model's embeddings. None for some models of audio.
 std::vector<std::string> tables_of(const Program& program);
+
+/// A tensor that all checkpoints of the program have under this name, but for the prefix: the first table, or the
+/// weight of the first convolution.
+std::string first_tensor_of(const Program& program);
 
 /// The modules of a linear node's parts: nodes with the same ones have the same weights.
 std::string modules_of(const LinearNode& node);

@@ -1,0 +1,208 @@
+// Encoders of audio against transformers: both paths, batches with padding and without, and what is refused.
+#include "core/error.h"
+#include "engine/encoder.h"
+#include "support/expect_error.h"
+#include "support/golden_encoder.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <string>
+
+namespace nibble {
+namespace {
+
+// float32 in another order of sums moves these models' values by some 1e-6 of the largest.
+constexpr double kTolerance = 1e-4;
+
+struct GoldenAudio {
+  std::filesystem::path folder;
+  std::int64_t recordings = 0, channels = 1, steps = 0;
+  std::vector<float> values;          // [recordings, channels, steps]
+  std::vector<std::int32_t> lengths;  // empty: all
+  std::vector<std::int32_t> frames;   // rows that count
+  std::int64_t rows = 0;              // of a recording in `hidden`
+  std::vector<float> hidden;          // [recordings, rows, width]
+  AudioBatch batch() const { return {recordings, channels, steps, values, lengths}; }
+};
+
+GoldenAudio read_golden(const std::string& name) {
+  GoldenAudio golden;
+  golden.folder = test::golden_encoders() / name;
+  const SafetensorsFile file(test::golden_encoders() / (name + ".golden.safetensors"));
+  const TensorView* features = file.find("features");
+  const TensorView values = features != nullptr ? *features : *file.find("samples");
+  golden.values = to_float(values);
+  golden.recordings = values.shape[0];
+  if (features != nullptr) golden.channels = values.shape[1];
+  golden.steps = values.shape.back();
+  golden.hidden = to_float(*file.find("hidden"));
+  golden.rows = file.find("hidden")->shape[1];
+  if (const TensorView* lengths = file.find("lengths")) {
+    golden.lengths = test::ints_of(*lengths);
+    golden.frames = test::ints_of(*file.find("frames"));
+  } else {
+    golden.frames.assign(static_cast<std::size_t>(golden.recordings), static_cast<std::int32_t>(golden.rows));
+  }
+  return golden;
+}
+
+EncoderOptions options_of(EncoderPath path, DType compute = DType::f32) {
+  EncoderOptions options;
+  options.path = path;
+  options.compute = compute;
+  return options;
+}
+
+double difference(const GoldenAudio& golden, std::span<const float> got) {
+  return largest_difference({golden.recordings, golden.rows, {}, golden.frames, {}}, got, golden.hidden);
+}
+
+class GoldenAudioModel : public testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenAudioModel, BothPathsGiveWhatTransformersGives) {
+  const GoldenAudio golden = read_golden(GetParam());
+  const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+  for (const EncoderPath path : {EncoderPath::eager, EncoderPath::fast}) {
+    SCOPED_TRACE(name_of(path));
+    EncoderEngine engine(checkpoint, options_of(path));
+    ASSERT_EQ(engine.frames(golden.steps), golden.rows);
+    for (std::size_t r = 0; r < golden.lengths.size(); ++r)
+      EXPECT_EQ(engine.frames(golden.lengths[r]), golden.frames[r]);
+    EncoderResult result;
+    engine.forward(golden.batch(), {}, result);
+    EXPECT_LT(difference(golden, result.hidden), kTolerance);
+    if (path != EncoderPath::fast) continue;
+    const std::size_t width = golden.hidden.size() / static_cast<std::size_t>(golden.recordings * golden.rows);
+    for (std::size_t r = 0; r < golden.frames.size(); ++r) {
+      const auto padding =
+          std::span(result.hidden)
+              .subspan(r * static_cast<std::size_t>(golden.rows) * width, static_cast<std::size_t>(golden.rows) * width)
+              .subspan(static_cast<std::size_t>(golden.frames[r]) * width);
+      EXPECT_TRUE(std::all_of(padding.begin(), padding.end(), [](float value) { return value == 0; }));
+    }
+  }
+}
+
+// Padded to the same number of steps, and cut to its own where padding does not count.
+TEST_P(GoldenAudioModel, RecordingsDoNotDependOnTheirBatchOrItsPasses) {
+  const GoldenAudio golden = read_golden(GetParam());
+  const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+  EncoderOptions options = options_of(EncoderPath::fast);
+  options.pass_rows = 1;  // a recording a pass
+  EncoderEngine engine(checkpoint, options);
+  EncoderResult result;
+  engine.forward(golden.batch(), {}, result);
+  EXPECT_LT(difference(golden, result.hidden), kTolerance);
+  const std::size_t width = golden.hidden.size() / static_cast<std::size_t>(golden.recordings * golden.rows);
+  const auto values = static_cast<std::size_t>(golden.channels * golden.steps);
+  for (const EncoderPath path : {EncoderPath::fast, EncoderPath::eager}) {
+    EncoderEngine alone(checkpoint, options_of(path));
+    for (std::size_t r = 0; r < golden.frames.size(); ++r) {
+      SCOPED_TRACE(testing::Message() << name_of(path) << " " << r);
+      std::int64_t steps = golden.steps;
+      if (!engine.program().audio->padding_counts && !golden.lengths.empty()) steps = golden.lengths[r];
+      const std::span<const float> own = std::span(golden.values).subspan(r * values);
+      const std::span<const std::int32_t> lengths = golden.lengths;
+      alone.forward({1, golden.channels, steps, own.first(static_cast<std::size_t>(golden.channels * steps)),
+                     lengths.empty() ? lengths : lengths.subspan(r, 1)},
+                    {}, result);
+      const auto rows = static_cast<std::size_t>(golden.frames[r]) * width;
+      ASSERT_GE(result.hidden.size(), rows);
+      const auto want = std::span(golden.hidden).subspan(r * static_cast<std::size_t>(golden.rows) * width, rows);
+      const std::vector<std::int32_t> counted = {golden.frames[r]};
+      EXPECT_LT(largest_difference({1, golden.frames[r], {}, counted, {}}, std::span(result.hidden).first(rows), want),
+                kTolerance);
+    }
+  }
+}
+
+TEST_P(GoldenAudioModel, Bf16StaysCloseToFloat) {
+  const GoldenAudio golden = read_golden(GetParam());
+  EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast, DType::bf16));
+  EncoderResult result;
+  engine.forward(golden.batch(), {}, result);
+  const double d = difference(golden, result.hidden);
+  EXPECT_LT(d, 0.2);   // bf16 rounds an operand by up to 0.4%, which these models of large random weights amplify
+  EXPECT_GT(d, 1e-5);  // and it really is bf16
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenAudioModel,
+                         testing::Values("hubert", "wav2vec2", "wav2vec2_stable", "whisper_encoder"),
+                         [](const testing::TestParamInfo<std::string>& param) { return param.param; });
+
+TEST(AudioEngine, PlansWhatItTakes) {
+  const GoldenAudio golden = read_golden("wav2vec2");
+  EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast));
+  const std::size_t weights = engine.plan().weights;
+  // The positional convolution alone has 32 * 8 * 8 weights.
+  EXPECT_GT(weights, std::size_t{32 * 8 * 8 * 4});
+  engine.reserve(3, 700);
+  const std::size_t small = engine.plan().arena;
+  // 700 samples make 139 frames of 20 channels.
+  EXPECT_GT(small, std::size_t{3 * 139 * 20 * 4});
+  engine.reserve(3, 7000);
+  EXPECT_GT(engine.plan().arena, 5 * small);
+  const std::vector<NodeTime> times = engine.profile(golden.batch());
+  ASSERT_GT(times.size(), 2U);
+  EXPECT_EQ(times[0].name, "convolve feature_extractor.conv_layers.0.conv");
+  EXPECT_EQ(times[1].name, "instance_norm");
+}
+
+TEST(AudioEngine, RefusesWithASentence) {
+  const GoldenAudio golden = read_golden("wav2vec2_stable");
+  EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast));
+  EncoderResult result;
+  const auto refuse = [&](std::string_view part, const AudioBatch& batch) {
+    test::expect_error(part, [&] { engine.forward(batch, {}, result); });
+  };
+  AudioBatch batch = golden.batch();
+  batch.recordings = 0;
+  refuse("a batch of 0 recordings", batch);
+  batch = golden.batch();
+  batch.channels = 2;
+  refuse("audio of 2 channels was given", batch);
+  batch = golden.batch();
+  batch.values = batch.values.subspan(1);
+  refuse("3 recordings of 700 steps with 1 channels came with 2099 values", batch);
+  batch = golden.batch();
+  batch.lengths = batch.lengths.subspan(1);
+  refuse("3 recordings came with 2 lengths", batch);
+  // One frame of 3 convolutions: (2 - 1) * 2 + 3 = 5 frames of the first, (5 - 1) * 5 + 10 samples.
+  const std::vector<std::int32_t> short_ones = {700, 29, 700};
+  batch = golden.batch();
+  batch.lengths = short_ones;
+  refuse("recording 1 has a length of 29; expected 30 to 700", batch);
+  const std::vector<float> few(29);
+  refuse("a recording of 29 steps is too short", {1, 1, 29, few, {}});
+  const std::vector<float> least(30);
+  engine.forward({1, 1, 30, least, {}}, {}, result);
+  EXPECT_EQ(result.hidden.size(), 24U);
+  const std::vector<float> long_one(60'001 * 20 + 30);
+  refuse("rows that", {1, 1, static_cast<std::int64_t>(long_one.size()), long_one, {}});
+  test::expect_error("has no head", [&] { engine.forward(golden.batch(), {.hidden = true, .head = true}, result); });
+
+  const std::vector<std::int32_t> ids = {1, 2};
+  const std::vector<std::int32_t> lengths = {2};
+  test::expect_error("a wav2vec2 model of audio, but tokens were given",
+                     [&] { engine.forward({1, 2, ids, lengths, {}}, {}, result); });
+  EncoderEngine text(std::make_shared<const Checkpoint>(test::golden_encoders() / "bert"),
+                     options_of(EncoderPath::fast));
+  test::expect_error("a bert model of text, but audio was given", [&] { text.forward(golden.batch(), {}, result); });
+
+  const GoldenAudio whisper = read_golden("whisper_encoder");
+  EncoderEngine spectrogram(std::make_shared<const Checkpoint>(whisper.folder), options_of(EncoderPath::fast));
+  const auto refuse_spectrogram = [&](std::string_view part, const AudioBatch& b) {
+    test::expect_error(part, [&] { spectrogram.forward(b, {}, result); });
+  };
+  refuse_spectrogram("audio of 27 steps was given", {1, 10, 27, whisper.values, {}});
+  const std::vector<std::int32_t> shorter = {28, 20};
+  batch = whisper.batch();
+  batch.lengths = shorter;
+  refuse_spectrogram("looks at all 28 steps of each", batch);
+}
+
+}  // namespace
+}  // namespace nibble
