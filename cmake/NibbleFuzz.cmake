@@ -2,6 +2,7 @@
 # files of tests/fuzz/corpus/NAME; tools/fuzz.sh runs each for a given time.
 # They link the formats, and what a target's own line here adds.
 set(NIBBLE_FUZZ_LIBS_image nibble_inputs)
+set(NIBBLE_FUZZ_LIBS_sound nibble_inputs)
 set(NIBBLE_FUZZ_LIBS_model_config nibble_models nibble_kernels nibble_ops)
 
 file(GLOB fuzz_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/fuzz/*_fuzz.cpp)
