@@ -154,7 +154,9 @@ class Bench {
     if (o_.shortened && !o_.seconds_given) o_.seconds = kShortSeconds;
     if (o_.use_half && o_.dtype.empty()) o_.dtype = {o_.chosen().kind == DeviceKind::cuda ? "f16" : "bf16"};
     checkpoint_ = std::make_shared<const Checkpoint>(resolve_model(o_.model, o_.revision));
-    images_ = program_from_checkpoint(*checkpoint_).image.has_value();
+    const Program program = program_from_checkpoint(*checkpoint_);
+    if (program.audio) fail_usage("{} is a model of audio: the benchmark times models of text and of images", o_.model);
+    images_ = program.image.has_value();
     if (images_ && !o_.lengths_file.empty()) fail_usage("--lengths-file: {} is a model of images", o_.model);
     // The script for images has no other way.
     if (o_.sweep || (images_ && o_.classic && !o_.batch_given)) {

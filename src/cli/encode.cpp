@@ -1,6 +1,7 @@
-// nibble encode --model MODEL [FILE]: embeddings of lines of text, or of images.
+// nibble encode --model MODEL [FILE]: embeddings of lines of text, of images, or of recordings.
 #include "cli/command.h"
 #include "cli/embedding_writer.h"
+#include "cli/encode_audio.h"
 #include "cli/encode_images.h"
 #include "cli/encoder_options.h"
 #include "core/error.h"
@@ -27,6 +28,7 @@ struct Arguments {
   EncoderModelOptions model;
   std::string file;
   std::vector<std::string> images;
+  std::vector<std::string> audio;
   std::string pooling = "auto";
   std::optional<bool> normalize;
   std::optional<std::string> prefix;
@@ -35,6 +37,12 @@ struct Arguments {
 };
 
 int run(const Arguments& arguments) {
+  if (!arguments.audio.empty()) {
+    if (!arguments.images.empty()) fail_usage("give --audio or --images, not both: a model takes one of them");
+    if (!arguments.file.empty()) fail_usage("{}: give a file of text, or --audio, not both", arguments.file);
+    return encode_audio(arguments.model, {arguments.pooling, arguments.normalize}, arguments.audio, arguments.format,
+                        arguments.output);
+  }
   if (!arguments.images.empty()) {
     if (!arguments.file.empty()) fail_usage("{}: give a file of text, or --images, not both", arguments.file);
     return encode_images(arguments.model, {arguments.pooling, arguments.normalize}, arguments.images, arguments.format,
@@ -73,11 +81,12 @@ int run(const Arguments& arguments) {
 }
 
 const CommandRegistration kRegistration(
-    {"encode", "embeddings of lines of text, or of images", [](CLI::App& app) -> std::function<int()> {
+    {"encode", "embeddings of lines of text, of images, or of recordings", [](CLI::App& app) -> std::function<int()> {
        auto a = std::make_shared<Arguments>();
        a->model.add_to(app);
        app.add_option("file", a->file, "a file with one text a line (default, or -: standard input)");
        app.add_option("--images", a->images, "image files, JPEG or PNG, in place of text");
+       app.add_option("--audio", a->audio, "WAV files in place of text");
        app.add_option("--pooling", a->pooling,
                       "auto (as modules.json says, else mean), mean, cls (the first token's state) or pooler")
            ->capture_default_str();

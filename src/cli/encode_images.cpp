@@ -42,7 +42,8 @@ int encode_images(const EncoderModelOptions& model, const ImageEmbeddingOptions&
   EncoderEngine engine(checkpoint, engine_options);
   const Program& program = engine.program();
   if (!program.image) {
-    fail("{} is a {} model, which takes text: leave out --images", checkpoint->folder().string(), program.architecture);
+    fail("{} is a {} model, which takes {}: leave out --images", checkpoint->folder().string(), program.architecture,
+         input_kind_of(program));
   }
   const Pooling pooling = choose_pooling(options.pooling, program);
   const bool by_head = pooling == Pooling::pooler;

@@ -67,13 +67,6 @@ struct GraphKey {
   auto operator<=>(const GraphKey&) const = default;
 };
 
-enum class InputKind { tokens, images, audio };
-
-InputKind kind_of(const Program& program) {
-  if (program.audio) return InputKind::audio;
-  return program.image ? InputKind::images : InputKind::tokens;
-}
-
 }  // namespace
 
 std::string_view name_of(EncoderPath path) { return path == EncoderPath::eager ? "eager" : "fast"; }
@@ -138,7 +131,7 @@ struct EncoderEngine::Impl {
 
   void configure();
   void allocate();
-  void check_kind(InputKind given, const EncoderWants& wants) const;
+  void check_kind(std::string_view given, const EncoderWants& wants) const;
   void check(const EncoderBatch& batch) const;
   void check(const ImageBatch& batch) const;
   void check(const AudioBatch& batch) const;
@@ -258,15 +251,13 @@ void EncoderEngine::Impl::allocate() {
                       std::move(slots));
 }
 
-void EncoderEngine::Impl::check_kind(InputKind given, const EncoderWants& wants) const {
-  if (const InputKind wanted = kind_of(program); given != wanted) {
+void EncoderEngine::Impl::check_kind(std::string_view given, const EncoderWants& wants) const {
+  if (given != input_kind_of(program)) {
     fail("{} is a {} model of {}, but {} given", checkpoint->folder().string(), program.architecture,
-         wanted == InputKind::audio    ? "audio"
-         : wanted == InputKind::images ? "images"
-                                       : "text",
-         given == InputKind::audio    ? "audio was"
-         : given == InputKind::images ? "images were"
-                                      : "tokens were");
+         input_kind_of(program),
+         given == "text"    ? "tokens were"
+         : given == "audio" ? "audio was"
+                            : "images were");
   }
   if (wants.head && program.logits < 0) {
     fail("{} has no head (its architecture in config.json says so, or the tensors are missing): ask for hidden states",
@@ -770,37 +761,37 @@ void EncoderEngine::release() {
 }
 
 void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {
-  impl_->check_kind(InputKind::tokens, wants);
+  impl_->check_kind("text", wants);
   impl_->check(batch);
   impl_->forward({batch}, wants, result);
 }
 
 void EncoderEngine::forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result) {
-  impl_->check_kind(InputKind::images, wants);
+  impl_->check_kind("images", wants);
   impl_->check(batch);
   impl_->forward(impl_->input_of(batch), wants, result);
 }
 
 void EncoderEngine::forward(const AudioBatch& batch, const EncoderWants& wants, EncoderResult& result) {
-  impl_->check_kind(InputKind::audio, wants);
+  impl_->check_kind("audio", wants);
   impl_->check(batch);
   impl_->forward(impl_->input_of(batch), wants, result);
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const EncoderBatch& batch) {
-  impl_->check_kind(InputKind::tokens, {});
+  impl_->check_kind("text", {});
   impl_->check(batch);
   return impl_->profile({batch});
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const ImageBatch& batch) {
-  impl_->check_kind(InputKind::images, {});
+  impl_->check_kind("images", {});
   impl_->check(batch);
   return impl_->profile(impl_->input_of(batch));
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const AudioBatch& batch) {
-  impl_->check_kind(InputKind::audio, {});
+  impl_->check_kind("audio", {});
   impl_->check(batch);
   return impl_->profile(impl_->input_of(batch));
 }

@@ -26,6 +26,14 @@ std::size_t choose_max_length(const Tokenizer& tokenizer, const EncoderEngine& e
   return chosen;
 }
 
+Tokenizer load_tokenizer(const EncoderEngine& engine, const std::filesystem::path& folder) {
+  if (const std::string_view input = input_kind_of(engine.program()); input != "text") {
+    fail("{} is a {} model, which takes {}, not text: use nibble encode --{}", folder.string(),
+         engine.program().architecture, input, input);
+  }
+  return Tokenizer::load(folder);
+}
+
 }  // namespace
 
 std::string_view name_of(HeadKind head) {
@@ -57,7 +65,7 @@ std::vector<std::size_t> order_by_length(std::span<const std::size_t> lengths) {
 
 TextModel::TextModel(const std::shared_ptr<const Checkpoint>& checkpoint, const TextModelOptions& options)
     : engine_(checkpoint, options.engine),
-      tokenizer_(Tokenizer::load(checkpoint->folder())),
+      tokenizer_(load_tokenizer(engine_, checkpoint->folder())),
       max_length_(choose_max_length(tokenizer_, engine_, options.max_length)),
       batch_size_(std::max<std::size_t>(options.batch_size, 1)) {}
 

@@ -54,6 +54,11 @@ void drop_head(Program& program) {
   program.logits = -1;
 }
 
+std::string_view input_kind_of(const Program& program) {
+  if (program.audio) return "audio";
+  return program.image ? "images" : "text";
+}
+
 std::string modules_of(const LinearNode& node) {
   std::string out = node.tied_weight;
   for (const LinearDesc& part : node.parts) out += "|" + part.name;

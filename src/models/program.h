@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -246,6 +247,9 @@ std::vector<std::string> tables_of(const Program& program);
 /// A tensor that all checkpoints of the program have under this name, but for the prefix: the first table, or the
 /// weight of the first convolution.
 std::string first_tensor_of(const Program& program);
+
+/// What an encoder's sequences are: "text", "images" or "audio".
+std::string_view input_kind_of(const Program& program);
 
 /// The modules of a linear node's parts: nodes with the same ones have the same weights.
 std::string modules_of(const LinearNode& node);

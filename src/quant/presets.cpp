@@ -47,6 +47,20 @@ nlohmann::ordered_json encoder_preset(std::string_view name) {
               {"patch_size", 16},
               {"num_channels", 3},
               {"qkv_bias", true}};
+  } else if (name == "wav2vec2-base") {
+    config = {{"architectures", {"Wav2Vec2Model"}},
+              {"model_type", "wav2vec2"},
+              {"conv_dim", {512, 512, 512, 512, 512, 512, 512}},
+              {"conv_kernel", {10, 3, 3, 3, 3, 2, 2}},
+              {"conv_stride", {5, 2, 2, 2, 2, 2, 2}},
+              {"conv_bias", false},
+              {"feat_extract_norm", "group"},
+              {"feat_extract_activation", "gelu"},
+              {"num_feat_extract_layers", 7},
+              {"num_conv_pos_embeddings", 128},
+              {"num_conv_pos_embedding_groups", 16},
+              {"do_stable_layer_norm", false},
+              {"vocab_size", 32}};
   } else {
     return config;
   }
@@ -55,7 +69,7 @@ nlohmann::ordered_json encoder_preset(std::string_view name) {
                  {"intermediate_size", 3072},
                  {"num_hidden_layers", 12},
                  {"num_attention_heads", 12},
-                 {"layer_norm_eps", 1e-12}});
+                 {"layer_norm_eps", name == "wav2vec2-base" ? 1e-5 : 1e-12}});
   return config;
 }
 
@@ -64,7 +78,7 @@ nlohmann::ordered_json encoder_preset(std::string_view name) {
 std::vector<std::string_view> preset_names() {
   std::vector<std::string_view> names;
   for (const Preset& preset : kPresets) names.push_back(preset.name);
-  names.insert(names.end(), {"bert-base", "vit-base"});
+  names.insert(names.end(), {"bert-base", "vit-base", "wav2vec2-base"});
   return names;
 }
 

@@ -144,6 +144,12 @@ class Synthesiser {
         const double deviation = 1 / std::sqrt(static_cast<double>(width));
         for (const std::string& name : place->leading) plain(name, {1, 1, width}, 0, deviation);
         plain(place->positions, {1, program_.max_positions, width}, 0, deviation);
+      } else if (const auto* convolve = std::get_if<ConvolveNode>(&node.op)) {
+        convolution(*convolve, plain);
+      } else if (const auto* over_time = std::get_if<InstanceNormNode>(&node.op)) {
+        const std::int64_t width = columns(over_time->x);
+        plain(over_time->module + ".weight", {width}, 1, 0.1);
+        plain(over_time->module + ".bias", {width}, 0, 0.02);
       } else if (const auto* attention = std::get_if<SelfAttentionNode>(&node.op)) {
         plain(attention->bias, {attention->bias_buckets, attention->heads}, 0, 0.5);
       } else if (const auto* norm = std::get_if<NormNode>(&node.op)) {
@@ -166,6 +172,22 @@ class Synthesiser {
         }
       }
     }
+  }
+
+  /// Visits a convolution's tensors; weight norm as PyTorch stores it now.
+  template <typename Visit>
+  static void convolution(const ConvolveNode& node, const Visit& plain) {
+    const ConvolutionShape& s = node.shape;
+    const Shape weight = {s.outputs, s.inputs / s.groups, s.kernel};
+    if (node.weight_norm) {
+      // A direction's length does not matter. Weights of deviation 1 / sqrt(window) have this norm a frame.
+      const double magnitude = std::sqrt(static_cast<double>(s.outputs) / static_cast<double>(s.kernel));
+      plain(node.module + ".parametrizations.weight.original0", {1, 1, s.kernel}, magnitude, 0.1 * magnitude);
+      plain(node.module + ".parametrizations.weight.original1", weight, 0, 1);
+    } else {
+      plain(node.module + ".weight", weight, 0, 1 / std::sqrt(static_cast<double>(s.window())));
+    }
+    if (s.bias) plain(node.module + ".bias", {s.outputs}, 0, 0.02);
   }
 
   std::int64_t columns(BufferId id) const { return program_.buffers[static_cast<std::size_t>(id)].columns; }

@@ -2,6 +2,7 @@
 #include "support/encoder_folder.h"
 #include "support/program.h"
 #include "support/temp_folder.h"
+#include "support/wav_file.h"
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
@@ -209,6 +210,77 @@ TEST_F(EncoderCommands, EncodeTakesImages) {
   expect_refusal(1, "takes text", {"encode", "--model", model("bert"), "--images", image("photo.png")});
   expect_refusal(1, "nowhere.png", {"encode", "--model", "vit", "--images", "nowhere.png"});
   expect_refusal(2, "not both", {"encode", "--model", "vit", "texts.txt", "--images", image("photo.png")});
+}
+
+TEST_F(EncoderCommands, EncodeTakesAudio) {
+  const std::filesystem::path data = NIBBLE_TEST_DATA;
+  for (const char* name : {"wav2vec2", "wav2vec2_stable", "whisper_encoder"})
+    std::filesystem::copy(data / "golden_encoders" / name, folder_.path() / name);
+  for (const char* name : {"wav2vec2", "wav2vec2_stable"})
+    folder_.write(std::string(name) + "/preprocessor_config.json", R"({"do_normalize": true})");
+  // 28 frames of 10 bins.
+  folder_.write("whisper_encoder/preprocessor_config.json",
+                R"({"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 10, "sampling_rate": 1000,
+                    "chunk_length": 1, "n_fft": 50, "hop_length": 35})");
+  const auto record = [&](const std::string& name, std::int64_t rate, int count, int step) {
+    test::WavFile wav;
+    wav.rate = rate;
+    for (int i = 0; i < count; ++i)
+      wav.data += test::packed<std::int16_t>({static_cast<std::int16_t>(i * step % 20011 - 10000)});
+    folder_.write(name, wav.bytes());
+  };
+  record("a.wav", 16000, 700, 31);
+  record("b.wav", 16000, 500, 77);
+  record("c.wav", 44100, 1700, 13);
+  record("short.wav", 16000, 29, 1);
+
+  for (const char* name : {"wav2vec2", "wav2vec2_stable", "whisper_encoder"}) {
+    SCOPED_TRACE(name);
+    const ProgramEnd end = run({"encode", "--model", name, "--audio", "a.wav", "b.wav", "c.wav"});
+    ASSERT_EQ(end.exit_code, 0) << end.err;
+    const std::vector<json> rows = json_lines(end.out);
+    ASSERT_EQ(rows.size(), 3U);
+    EXPECT_NE(rows[0].at("embedding"), rows[1].at("embedding"));
+    // One at a time, and op by op, gives the same, however they are padded.
+    const ProgramEnd alone =
+        run({"encode", "--model", name, "--batch-size", "1", "--path", "eager", "--audio", "a.wav", "b.wav", "c.wav"});
+    const std::vector<json> others = json_lines(alone.out);
+    ASSERT_EQ(others.size(), 3U);
+    for (std::size_t r = 0; r < 3; ++r) {
+      const json& row = rows[r].at("embedding");
+      EXPECT_EQ(row.size(), std::string_view(name) == "wav2vec2" ? 32U : 24U);
+      for (std::size_t i = 0; i < row.size(); ++i)
+        EXPECT_NEAR(row[i].get<double>(), others[r].at("embedding")[i].get<double>(), 1e-4);
+    }
+    // A frame alone is not the mean of all.
+    const ProgramEnd first = run({"encode", "--model", name, "--pooling", "cls", "--normalize", "--audio", "a.wav"});
+    double squares = 0;
+    const json embedding = json_lines(first.out).at(0).at("embedding");
+    for (const json& value : embedding) squares += value.get<double>() * value.get<double>();
+    EXPECT_NEAR(squares, 1, 1e-5);
+  }
+
+  const ProgramEnd npy =
+      run({"encode", "--model", "wav2vec2", "--format", "npy", "--output", "out.npy", "--audio", "a.wav", "b.wav"});
+  ASSERT_EQ(npy.exit_code, 0) << npy.err;
+  EXPECT_EQ(std::filesystem::file_size(folder_.path() / "out.npy") % 64, 2 * 32 * 4 % 64U);
+
+  record("long.wav", 1000, 1500, 7);
+  const ProgramEnd cut = run({"encode", "--model", "whisper_encoder", "--audio", "long.wav"});
+  ASSERT_EQ(cut.exit_code, 0) << cut.err;
+  EXPECT_NE(cut.err.find("1 of 1 recordings are longer"), std::string::npos) << cut.err;
+
+  expect_refusal(1, "short.wav: 29 samples of 16000 a second are too short",
+                 {"encode", "--model", "wav2vec2", "--audio", "a.wav", "short.wav"});
+  expect_refusal(1, "nowhere.wav", {"encode", "--model", "wav2vec2", "--audio", "nowhere.wav"});
+  expect_refusal(1, "takes text: leave out --audio", {"encode", "--model", model("bert"), "--audio", "a.wav"});
+  expect_refusal(1, "takes audio: leave out --images", {"encode", "--model", "wav2vec2", "--images", "a.wav"});
+  expect_refusal(1, "takes audio, not text: use nibble encode --audio", {"encode", "--model", "wav2vec2", "a.wav"});
+  expect_refusal(2, "models of audio have none",
+                 {"encode", "--model", "wav2vec2", "--pooling", "pooler", "--audio", "a.wav"});
+  expect_refusal(2, "not both", {"encode", "--model", "wav2vec2", "texts.txt", "--audio", "a.wav"});
+  expect_refusal(2, "--audio or --images", {"encode", "--model", "wav2vec2", "--images", "x.png", "--audio", "a.wav"});
+  expect_refusal(2, "is a model of audio", {"bench", "bettertransformer", "--model", "wav2vec2"});
 }
 
 TEST_F(EncoderCommands, FillMaskListsCandidatesOfEachMask) {

@@ -1,10 +1,16 @@
 // Encoders of audio against transformers: both paths, batches with padding and without, and what is refused.
 #include "core/error.h"
+#include "core/file.h"
 #include "engine/encoder.h"
+#include "formats/json.h"
+#include "formats/safetensors.h"
+#include "models/family.h"
 #include "support/expect_error.h"
 #include "support/golden_encoder.h"
+#include "support/temp_folder.h"
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -132,6 +138,85 @@ TEST_P(GoldenAudioModel, Bf16StaysCloseToFloat) {
 INSTANTIATE_TEST_SUITE_P(All, GoldenAudioModel,
                          testing::Values("hubert", "wav2vec2", "wav2vec2_stable", "whisper_encoder"),
                          [](const testing::TestParamInfo<std::string>& param) { return param.param; });
+
+// The model of wav2vec2 with other names of tensors, and the positional convolution's weight norm as `form` has it.
+enum class WeightNorm { old_names, new_names, multiplied_out };
+
+void write_model(const test::TempFolder& folder, const std::string& prefix, WeightNorm form) {
+  const std::filesystem::path from = test::golden_encoders() / "wav2vec2";
+  folder.write("config.json", read_text_file(from / "config.json", 1 << 20));
+  const SafetensorsFile file(from / "model.safetensors");
+  const std::string module = "encoder.pos_conv_embed.conv.";
+  const std::vector<float> magnitude = to_float(*file.find(module + "weight_g"));
+  std::vector<float> product = to_float(*file.find(module + "weight_v"));
+  for (std::size_t k = 0; k < magnitude.size(); ++k) {
+    double squares = 0;
+    for (std::size_t i = k; i < product.size(); i += magnitude.size()) squares += std::pow(product[i], 2);
+    for (std::size_t i = k; i < product.size(); i += magnitude.size())
+      product[i] *= magnitude[k] / static_cast<float>(std::sqrt(squares));
+  }
+  std::vector<TensorDeclaration> declared;
+  std::vector<std::span<const std::byte>> data;
+  for (const auto& [name, tensor] : file.header().tensors) {
+    const bool g = name == module + "weight_g";
+    const bool v = name == module + "weight_v";
+    std::string to = name;
+    if (g && form == WeightNorm::multiplied_out) continue;
+    if (v && form == WeightNorm::multiplied_out) to = module + "weight";
+    if ((g || v) && form == WeightNorm::new_names) to = module + "parametrizations.weight.original" + (g ? "0" : "1");
+    declared.push_back({prefix + to, tensor.dtype, tensor.shape});
+    data.push_back(v && form == WeightNorm::multiplied_out ? std::as_bytes(std::span<const float>(product))
+                                                           : tensor.bytes);
+  }
+  SafetensorsWriter writer(folder.path() / "model.safetensors", declared);
+  for (std::size_t i = 0; i < data.size(); ++i) writer.append(declared[i].name, data[i]);
+  writer.commit();
+}
+
+TEST(AudioEngine, ReadsEveryWayOfStoringWeightNorm) {
+  const GoldenAudio golden = read_golden("wav2vec2");
+  for (const WeightNorm form : {WeightNorm::old_names, WeightNorm::new_names, WeightNorm::multiplied_out}) {
+    for (const char* prefix : {"", "wav2vec2."}) {
+      SCOPED_TRACE(testing::Message() << static_cast<int>(form) << " \"" << prefix << '"');
+      const test::TempFolder folder;
+      write_model(folder, prefix, form);
+      EncoderEngine engine(std::make_shared<const Checkpoint>(folder.path()), options_of(EncoderPath::fast));
+      EncoderResult result;
+      engine.forward(golden.batch(), {}, result);
+      EXPECT_LT(difference(golden, result.hidden), kTolerance);
+    }
+  }
+}
+
+TEST(AudioEngine, ConfigsThatCannotBeAreRefused) {
+  const auto refuse = [](std::string_view part, const std::string& model, const nlohmann::json& changes) {
+    nlohmann::json config = read_json_file(test::golden_encoders() / model / "config.json");
+    config.update(changes);
+    test::expect_error(part, [&] { (void)program_from_config(config); });
+  };
+  refuse("conv_kernel should be as long a list as conv_dim", "wav2vec2", {{"conv_kernel", {10, 3}}});
+  refuse("a convolution's kernel should be 1 to 4096 (found 0)", "wav2vec2", {{"conv_kernel", {10, 0, 3}}});
+  refuse("a convolution's stride should be 1 to 4096", "wav2vec2", {{"conv_stride", {5, 2, 100000}}});
+  refuse("look at too many values", "wav2vec2",
+         {{"conv_stride", {4096, 4096, 4096}}, {"conv_kernel", {4096, 4096, 4096}}});
+  refuse("num_conv_pos_embedding_groups should divide", "wav2vec2", {{"num_conv_pos_embedding_groups", 5}});
+  refuse("feat_extract_norm", "wav2vec2", {{"feat_extract_norm", "batch"}});
+  refuse("add_adapter", "wav2vec2", {{"add_adapter", true}});
+  refuse("adapter_attn_dim", "wav2vec2", {{"adapter_attn_dim", 16}});
+  refuse("conv_pos_batch_norm", "hubert", {{"conv_pos_batch_norm", true}});
+  refuse("max_source_positions", "whisper_encoder", {{"max_source_positions", std::int64_t{1} << 40}});
+  refuse("the number of convolutions should be 1 to 64", "wav2vec2",
+         {{"conv_dim", nlohmann::json::array()},
+          {"conv_kernel", nlohmann::json::array()},
+          {"conv_stride", nlohmann::json::array()}});
+}
+
+TEST(AudioEngine, HubertMayGoWithoutTheNormOfItsProjection) {
+  nlohmann::json config = read_json_file(test::golden_encoders() / "hubert" / "config.json");
+  const std::size_t with = program_from_config(config).nodes.size();
+  config["feat_proj_layer_norm"] = false;
+  EXPECT_EQ(program_from_config(config).nodes.size(), with - 1);
+}
 
 TEST(AudioEngine, PlansWhatItTakes) {
   const GoldenAudio golden = read_golden("wav2vec2");

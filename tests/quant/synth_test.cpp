@@ -70,7 +70,18 @@ nlohmann::ordered_json small_encoder(const std::string& model_type) {
                                    {"image_size", 24},
                                    {"patch_size", 8},
                                    {"num_channels", 3},
-                                   {"projection_dim", 16}};
+                                   {"projection_dim", 16},
+                                   {"conv_dim", {32, 32}},
+                                   {"conv_kernel", {10, 3}},
+                                   {"conv_stride", {5, 2}},
+                                   {"num_conv_pos_embeddings", 8},
+                                   {"num_conv_pos_embedding_groups", 4},
+                                   {"d_model", 48},
+                                   {"encoder_layers", 2},
+                                   {"encoder_attention_heads", 3},
+                                   {"encoder_ffn_dim", 96},
+                                   {"max_source_positions", 20},
+                                   {"num_mel_bins", 16}};
   config.update({{"dim", 48}, {"hidden_dim", 96}, {"n_layers", 2}, {"n_heads", 3}});
   return config;
 }
@@ -81,6 +92,11 @@ void expect_sane_hidden_states(const fs::path& folder) {
   if (engine.program().image) {
     const std::vector<float> pixels(std::size_t{2} * 3 * 24 * 24, 0.5F);
     engine.forward(ImageBatch{2, 3, 24, 24, pixels}, {}, result);
+  } else if (const auto& audio = engine.program().audio) {
+    const std::int64_t steps = audio->length > 0 ? audio->length : 600;
+    std::vector<float> values(static_cast<std::size_t>(audio->channels * steps));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = std::sin(static_cast<float>(i * i % 1000));
+    engine.forward(AudioBatch{1, audio->channels, steps, values, {}}, {}, result);
   } else {
     const auto rows = test::random_sequences(1, 24, 128, 4);
     const std::vector<std::int32_t> lengths = {24};
