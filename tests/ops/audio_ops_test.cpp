@@ -138,6 +138,15 @@ TEST(Convolve, RefusesWhatDoesNotFit) {
   test::expect_error("107 weights and 0 biases", [&] {
     (void)bench.backend->pack_convolution(shape(6, 6, 3, 1, 1, 1, false), weight, {}, *bench.stream);
   });
+  const std::vector<float> whole(6 * 18);
+  const auto packed = bench.backend->pack_convolution(shape(6, 6, 3, 1, 1, 1, false), whole, {}, *bench.stream);
+  Matrix x(4, 6), y(4, 6);
+  const std::vector<std::int64_t> bounds_of = {0, 5};
+  test::expect_error("x [4, 6] and y [4, 6]", [&] {
+    bench.backend->convolve(*packed, {x.ref(), bounds_of, y.ref(), bounds_of, nullptr}, *bench.stream);
+  });
+  test::expect_error("0 and 0 bounds",
+                     [&] { bench.backend->convolve(*packed, {x.ref(), {}, y.ref(), {}, nullptr}, *bench.stream); });
 }
 
 TEST(InstanceNorm, NormsEachChannelOverItsSequence) {

@@ -211,14 +211,13 @@ std::size_t convolution_workspace(const ConvolutionShape& shape) {
 
 void convolve(const PackedConvolution& packed, const ConvolveArgs& args, Stream& stream) {
   const auto& conv = static_cast<const CpuConvolution&>(packed);
-  const std::size_t sequences = args.x_begin.empty() ? 0 : args.x_begin.size() - 1;
-  if (args.y_begin.size() != args.x_begin.size() || args.x.columns != conv.shape.inputs ||
+  if (args.x_begin.empty() || args.y_begin.size() != args.x_begin.size() || args.x.columns != conv.shape.inputs ||
       args.y.columns != conv.shape.outputs || args.x.rows < args.x_begin.back() || args.y.rows < args.y_begin.back()) {
     fail("convolve: x [{}, {}] and y [{}, {}] of {} and {} bounds were given to a convolution of {} to {} channels",
          args.x.rows, args.x.columns, args.y.rows, args.y.columns, args.x_begin.size(), args.y_begin.size(),
          conv.shape.inputs, conv.shape.outputs);
   }
-  for (std::size_t s = 0; s < sequences; ++s) {
+  for (std::size_t s = 0; s + 1 < args.x_begin.size(); ++s) {
     convolve_sequence(conv, {rows_of(args.x, args.x_begin, s), rows_of(args.y, args.y_begin, s)}, args.workspace,
                       stream);
   }
