@@ -60,7 +60,8 @@ Format read_format(std::span<const std::byte> chunk, std::string_view where) {
   }
   const bool pcm =
       format.tag == kPcm && (format.bits == 8 || format.bits == 16 || format.bits == 24 || format.bits == 32);
-  if (!pcm && !(format.tag == kFloat && (format.bits == 32 || format.bits == 64))) {
+  const bool floats = format.tag == kFloat && (format.bits == 32 || format.bits == 64);
+  if (!pcm && !floats) {
     fail(
         "{}: samples are of format {} with {} bits; expected PCM (1) of 8, 16, 24 or 32 bits or floats (3) of 32 or "
         "64: convert the file",
@@ -123,7 +124,8 @@ Sound decode_wav(std::span<const std::byte> file, std::string_view where) {
     at += kChunkHeader;
     const std::size_t left = file.size() - at;
     const bool data = name == "data";
-    if (size > left && !(data && size == kToTheEnd)) {
+    const bool to_the_end = data && size == kToTheEnd;
+    if (size > left && !to_the_end) {
       fail("{}: a chunk of {} bytes begins at byte {}, but only {} follow: the file was cut", where, size, at, left);
     }
     const auto chunk = file.subspan(at, std::min(static_cast<std::size_t>(size), left));
