@@ -114,8 +114,8 @@ struct EncoderEngine::Impl {
   PassRunner runner;
   std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded, audio_steps;
   std::map<GraphKey, std::unique_ptr<Graph>> graphs;
-  std::size_t table_used = 0;               // bytes at the head of `staging` that the pass at hand needs in `tables`
-  MatrixRef resident_hidden;                // what on_device() gives
+  std::size_t table_used = 0;                  // bytes at the head of `staging` that the pass at hand needs in `tables`
+  MatrixRef resident_hidden;                   // what on_device() gives
   std::vector<std::int32_t> lengths_of_batch;  // of the images or recordings at hand, in rows
 
   bool eager() const { return options.path == EncoderPath::eager; }

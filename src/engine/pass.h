@@ -34,7 +34,7 @@ struct Pass {
   std::vector<std::vector<std::int64_t>> frame_begin;  // [stages + 1][sequences + 1]
   std::vector<std::int64_t> token_begin;               // [sequences + 1]
   std::vector<std::int32_t> kept;                      // [sequences]
-  std::int64_t length = 0;  // SelfAttentionArgs::length
+  std::int64_t length = 0;                             // SelfAttentionArgs::length
 };
 
 class PassRunner {
