@@ -236,8 +236,8 @@ TEST_P(CudaFusedSelfAttention, RaggedBatches) {
   s.type = GetParam();
   Case few(s, {3, 1, 700, 0, 17, 1, 64, 5, 129}, {}, 3);
   few.expect_right(few.run());
-  std::vector<std::int32_t> lengths;
-  for (std::int32_t i = 0; i < 100; ++i) lengths.push_back(i * 37 % 90);
+  std::vector<std::int32_t> lengths(100);
+  for (std::size_t i = 0; i < lengths.size(); ++i) lengths[i] = static_cast<std::int32_t>(i) * 37 % 90;
   Case many(s, lengths, {}, 4);
   many.expect_right(many.run());
   Case none(s, {}, {}, 5);

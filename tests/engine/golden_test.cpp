@@ -90,6 +90,7 @@ TEST_P(GoldenModel, LogitsAndGreedyTokensAreThoseOfTransformers) {
   const Golden golden = test::read_golden(GetParam());
   const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
   std::vector<std::vector<std::int32_t>> prompts;
+  prompts.reserve(golden.rows.size());
   for (const GoldenRow& row : golden.rows) prompts.push_back(row.ids);
   for (const std::string& kernel : kernels_of(*checkpoint)) {
     SCOPED_TRACE("kernel " + kernel);
@@ -107,6 +108,7 @@ TEST_P(GoldenModel, ChunksFusionAndCaptureChangeNothingThatMatters) {
   const Golden golden = test::read_golden(GetParam());
   const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
   std::vector<std::vector<std::int32_t>> prompts;
+  prompts.reserve(golden.rows.size());
   for (const GoldenRow& row : golden.rows) prompts.push_back(row.ids);
   EngineOptions options = f32_options(kernels_of(*checkpoint).back());
   options.prefill_chunk = 7;  // divides no prompt, so that chunks begin and end inside of sequences

@@ -76,6 +76,7 @@ TEST(Convolve, GivesTheSumsOfItsFormula) {
     SCOPED_TRACE(testing::Message() << s.inputs << " to " << s.outputs << ", kernel " << s.kernel << ", stride "
                                     << s.stride << ", groups " << s.groups);
     std::vector<std::int64_t> out;
+    out.reserve(c.frames.size());
     for (const std::int64_t frames : c.frames) out.push_back((frames + s.padding + c.behind - s.kernel) / s.stride + 1);
     const std::vector<std::int64_t> from = bounds(c.frames);
     const std::vector<std::int64_t> to = bounds(out);
