@@ -16,8 +16,9 @@ namespace {
 
 // Past this the prompt's activations leave the level-2 cache between two sites; a pass of 512 rows fills the cores.
 constexpr std::int64_t kDefaultChunk = 512;
-// A GPU needs more rows to fill: products of 2048 rows reach 90% of the rate of 8192.
-constexpr std::int64_t kDefaultChunkGpu = 2048;
+// A GPU needs more rows to fill, and 4-bit weights are written out once for each pass. On an H100, 13 billion weights
+// and 8192 rows: 411 ms in passes of 2048, 389 in 4096, 371 in 8192, each step up taking 0.3 and 0.6 GB more.
+constexpr std::int64_t kDefaultChunkGpu = 4096;
 // Models that promise more positions than this get this many unless the user asks for more.
 constexpr std::int64_t kDefaultTokens = 4096;
 
