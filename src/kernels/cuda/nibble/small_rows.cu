@@ -61,9 +61,13 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 
+__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
 // The address of `here` in the shared memory of another thread block of the cluster.
 __device__ __forceinline__ std::uint32_t remote_address(const void* here, int rank) {
-  std::uint32_t address = static_cast<std::uint32_t>(__cvta_generic_to_shared(here));
+  std::uint32_t address = shared_address(here);
 #if __CUDA_ARCH__ >= 900
   asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
 #endif
@@ -87,10 +91,6 @@ __device__ __forceinline__ void send(const void* here, int rank, const std::uint
                "f"(v), "r"(remote_address(barrier, rank))
                : "memory");
 #endif
-}
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // --- Inputs ----------------------------------------------------------------------------------------------------------

@@ -9,17 +9,17 @@
 namespace nibble::gpu {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+/// Tells a barrier of one arrival to expect bytes, from a copy or from others.
+__device__ __forceinline__ void expect_bytes(std::uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
 /// Tells a barrier of one arrival to expect the bytes, and copies them; both multiples of 16, aligned to 16.
 __device__ __forceinline__ void bulk_copy(std::uint32_t to, const std::byte* from, int bytes, std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  expect_bytes(barrier, bytes);
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
-}
-
-/// Tells a barrier of one arrival to expect bytes that others send.
-__device__ __forceinline__ void expect_bytes(std::uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
 __device__ __forceinline__ void wait_barrier(std::uint32_t barrier, std::uint32_t parity) {
