@@ -164,13 +164,34 @@ __device__ __forceinline__ int2 pair_places(int index, const Rotation& rotation)
   return make_int2(2 * index, 2 * index + 1);
 }
 
-/// Loads a head, element 0 at `start`, and rotates it as position `position`; what was rotated is rounded to the type
-/// that it came in, so that it is what a rotation in place followed by a load would give. All lanes of a warp.
-__device__ __forceinline__ HeadPairs load_head(const void* data, std::int64_t start, DType dtype, int head_dim,
-                                               const Rotation& rotation, int position) {
+/// The cosines and sines that turn this lane's pairs; those that are not turned have none.
+struct HeadAngles {
+  float cosine[kLanePairs];
+  float sine[kLanePairs];
+};
+
+__device__ __forceinline__ HeadAngles load_angles(const Rotation& rotation, int position) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int half = rotation.dims / 2;
   const float* const angles = rotation.table + static_cast<std::int64_t>(position) * rotation.dims;
+  HeadAngles out{};
+#pragma unroll
+  for (int i = 0; i < kLanePairs; ++i) {
+    const int index = lane + 32 * i;
+    if (index < half) {
+      out.cosine[i] = angles[index];
+      out.sine[i] = angles[half + index];
+    }
+  }
+  return out;
+}
+
+/// Loads a head, element 0 at `start`, and rotates it by `angles`; what was rotated is rounded to the type that it came
+/// in, so that it is what a rotation in place followed by a load would give. All lanes of a warp.
+__device__ __forceinline__ HeadPairs load_head(const void* data, std::int64_t start, DType dtype, int head_dim,
+                                               const Rotation& rotation, const HeadAngles& angles) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int half = rotation.dims / 2;
   HeadPairs head;
 #pragma unroll
   for (int i = 0; i < kLanePairs; ++i) {
@@ -182,10 +203,8 @@ __device__ __forceinline__ HeadPairs load_head(const void* data, std::int64_t st
       a = load_as_float(data, start + at.x, dtype);
       b = load_as_float(data, start + at.y, dtype);
       if (index < half) {
-        const float cosine = angles[index];
-        const float sine = angles[half + index];
-        const float turned = __fmaf_rn(a, cosine, -__fmul_rn(b, sine));
-        b = rounded(__fmaf_rn(b, cosine, __fmul_rn(a, sine)), dtype);
+        const float turned = __fmaf_rn(a, angles.cosine[i], -__fmul_rn(b, angles.sine[i]));
+        b = rounded(__fmaf_rn(b, angles.cosine[i], __fmul_rn(a, angles.sine[i])), dtype);
         a = rounded(turned, dtype);
       }
     }
