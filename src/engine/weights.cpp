@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/progress.h"
 #include "formats/quant_config.h"
+#include "kernels/output_order.h"
 #include "models/family.h"
 
 #include <algorithm>
@@ -68,6 +69,37 @@ std::vector<float> multiplied_out(const ConvolveNode& node, const Checkpoint& ch
     weight[i] = static_cast<float>(static_cast<double>(weight[i]) / norm * static_cast<double>(magnitude[i % kernel]));
   }
   return weight;
+}
+
+// The only node that reads what node `writer` puts into `buffer`, if it is a linear and reads it as its input.
+std::optional<std::size_t> only_linear_reader(const std::vector<LoweredNode>& nodes, std::size_t writer,
+                                              BufferId buffer) {
+  std::optional<std::size_t> reader;
+  for (std::size_t i = writer + 1; i < nodes.size(); ++i) {
+    const std::vector<BufferId> reads = nodes[i].reads();
+    const auto times = std::count(reads.begin(), reads.end(), buffer);
+    if (times > 1 || (times == 1 && reader)) return std::nullopt;
+    if (times == 1) {
+      if (nodes[i].linear() == nullptr || nodes[i].linear()->x != buffer) return std::nullopt;
+      reader = i;
+    }
+    const std::vector<BufferId> writes = nodes[i].writes();
+    if (std::find(writes.begin(), writes.end(), buffer) != writes.end()) break;
+  }
+  return reader;
+}
+
+// Gated products put out in the order that the linears behind them want.
+void put_out_in_order(const std::vector<LoweredNode>& nodes, const std::vector<std::shared_ptr<PackedLinear>>& packed,
+                      Device& device, Stream& stream) {
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    // Weights that several nodes share would have to please all of them.
+    if (!nodes[i].gated || packed[i] == nullptr || packed[i].use_count() != 1) continue;
+    auto* writer = dynamic_cast<OutputOrder*>(packed[i].get());
+    const std::optional<std::size_t> reader = only_linear_reader(nodes, i, nodes[i].gated->y);
+    if (writer != nullptr && reader && packed[*reader].use_count() == 1)
+      writer->put_out_for(*packed[*reader], device, stream);
+  }
 }
 
 template <typename Map>
@@ -199,7 +231,7 @@ std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::op
 void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream,
                    LoadTimes& times) {
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
-  packed_.resize(nodes.size());
+  std::vector<std::shared_ptr<PackedLinear>> packed(nodes.size());
   Progress progress("loading", static_cast<std::int64_t>(nodes.size()));
   // Sites are read ahead on other threads where the packing is not done by this machine's own cores.
   std::deque<std::future<ReadSite>> ahead;
@@ -228,7 +260,7 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
     if (linear == nullptr) continue;
     if (const auto same = shared.find(modules_of(*linear)); same != shared.end()) {
       node.site = nodes[same->second].site;
-      packed_[i] = packed_[same->second];
+      packed[i] = packed[same->second];
       continue;
     }
     read_ahead();
@@ -238,13 +270,15 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
     node.site = ready.site;
     const Clock::time_point read = Clock::now();
     times.read += std::chrono::duration<double>(read - start).count();
-    packed_[i] = node.kernel->pack(node.site, ready.tensors, device, stream);
+    packed[i] = node.kernel->pack(node.site, ready.tensors, device, stream);
     shared.emplace(modules_of(*linear), i);
     times.pack += seconds_since(read);
     drop_linear(checkpoint, *linear);
   }
   const Clock::time_point last = Clock::now();
   stream.synchronize();
+  put_out_in_order(nodes, packed, device, stream);
+  packed_.assign(packed.begin(), packed.end());
   device.trim();
   times.pack += seconds_since(last);
   progress.update(static_cast<std::int64_t>(nodes.size()));

@@ -46,7 +46,8 @@ bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t r
   if (rows > kMostPassRows || site.compute == DType::f32) return false;
   // The kernel counts items, and sixteen times as many, in 32 bits.
   if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
-  return gpu::plan_small_rows(layout, std::min(rows, kMostSmallRows), device).fits;
+  const bool norm = site.prologue.kind == PrologueKind::rms_norm;
+  return gpu::plan_small_rows(layout, std::min(rows, kMostSmallRows), device, norm, 0).fits;
 }
 
 MatrixRef rows_from(MatrixRef m, std::int64_t first, std::int64_t rows) {
