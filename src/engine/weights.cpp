@@ -26,6 +26,29 @@ using Clock = std::chrono::steady_clock;
 // Scales and zero points of a site take a thread some milliseconds to decode, its packing on a GPU less than that.
 constexpr std::size_t kSitesAhead = 8;
 
+// Divides loading into its parts: what a part took by the clock less the uploads in it, which are a part of their own.
+class Laps {
+ public:
+  Laps(const Device& device, LoadTimes& times)
+      : device_(device), times_(times), uploaded_(device.upload_seconds()), last_(Clock::now()) {}
+
+  /// Ends a part, and begins the next.
+  void end(double& part) {
+    const Clock::time_point now = Clock::now();
+    const double uploads = device_.upload_seconds() - uploaded_;
+    part += std::chrono::duration<double>(now - last_).count() - uploads;
+    times_.upload += uploads;
+    uploaded_ += uploads;
+    last_ = now;
+  }
+
+ private:
+  const Device& device_;
+  LoadTimes& times_;
+  double uploaded_;
+  Clock::time_point last_;
+};
+
 // One linear node's tensors, read and decoded.
 struct ReadSite {
   LinearSite site;
@@ -36,8 +59,7 @@ struct ReadSite {
 std::unique_ptr<Buffer> to_device(const std::vector<float>& values, const std::string& name, Device& device,
                                   Stream& stream) {
   std::unique_ptr<Buffer> buffer = device.allocate(values.size() * sizeof(float), name);
-  stream.copy_to_device(buffer->data(), values.data(), values.size() * sizeof(float));
-  stream.synchronize();
+  device.upload(buffer->data(), values.data(), values.size() * sizeof(float), stream);
   return buffer;
 }
 
@@ -150,8 +172,7 @@ void Weights::load_table(const Checkpoint& checkpoint, const std::string& name, 
     table.ref.data = table.copy->data();
   } else {
     table.copy = device.allocate(tensor.bytes.size(), name);
-    stream.copy_to_device(table.copy->data(), tensor.bytes.data(), tensor.bytes.size());
-    stream.synchronize();
+    device.upload(table.copy->data(), tensor.bytes.data(), tensor.bytes.size(), stream);
     table.ref.data = table.copy->data();
   }
   tables_.emplace(name, std::move(table));
@@ -237,6 +258,7 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
   std::deque<std::future<ReadSite>> ahead;
   std::size_t next = 0;
   const bool gpu = device.info().kind == DeviceKind::cuda;
+  Laps laps(device, times);
   std::map<std::string, std::size_t> shared;  // the node that packed these modules first
   std::set<std::string> wanted;
   const auto read_ahead = [&] {
@@ -254,8 +276,8 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     LoweredNode& node = nodes[i];
     progress.update(static_cast<std::int64_t>(i), node.name());
-    const Clock::time_point start = Clock::now();
     load_plain(checkpoint, node, device, stream);
+    laps.end(times.read);
     const LinearNode* linear = node.linear();
     if (linear == nullptr) continue;
     if (const auto same = shared.find(modules_of(*linear)); same != shared.end()) {
@@ -268,19 +290,17 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
     ahead.pop_front();
     read_ahead();
     node.site = ready.site;
-    const Clock::time_point read = Clock::now();
-    times.read += std::chrono::duration<double>(read - start).count();
+    laps.end(times.read);
     packed[i] = node.kernel->pack(node.site, ready.tensors, device, stream);
     shared.emplace(modules_of(*linear), i);
-    times.pack += seconds_since(read);
+    laps.end(times.pack);
     drop_linear(checkpoint, *linear);
   }
-  const Clock::time_point last = Clock::now();
   stream.synchronize();
   put_out_in_order(nodes, packed, device, stream);
   packed_.assign(packed.begin(), packed.end());
   device.trim();
-  times.pack += seconds_since(last);
+  laps.end(times.pack);
   progress.update(static_cast<std::int64_t>(nodes.size()));
 }
 
