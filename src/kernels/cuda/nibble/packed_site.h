@@ -50,7 +50,8 @@ std::size_t packed_site_bytes(const LinearSite& site);
 
 // --- Up to kMostSmallRows rows: weights stream once through the tensor cores. f16 and bf16.
 constexpr std::int64_t kMostSmallRows = 16;
-/// Prologue, product and epilogue in one kernel (two with act-order); only where plan_small_rows() fits.
+/// Prologue, product and epilogue in one kernel (two where inputs out of order are too many for shared memory); only
+/// where plan_small_rows() fits.
 void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream);
 
 // --- Any number of rows: weights are written out, then cuBLASLt multiplies.
