@@ -9,14 +9,12 @@
 // block leaves only after it has waited for its own barrier: what is on its way must not find the memory another's.
 #pragma once
 
+#include "core/cuda/async_copy.cuh"
+
 #include <cstddef>
 #include <cstdint>
 
 namespace nibble {
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
 
 /// Sets up a barrier of one arrival.
 __device__ __forceinline__ void init_barrier(std::uint32_t barrier) {

@@ -1,6 +1,7 @@
 // Reading and writing the KV cache (layout: kv_cache.h) and rotating heads, for the kernels that do so.
 #pragma once
 
+#include "core/cuda/async_copy.cuh"
 #include "core/cuda/launch.cuh"
 #include "ops/cuda/kv_cache.h"
 
@@ -341,21 +342,7 @@ __device__ __forceinline__ void write_row(const HeadPairs& head, const CodeScale
   }
 }
 
-// ---- Asynchronous copies, and arithmetic that both attention kernels share ----------------------------------------
-
-/// 16 bytes from global to shared memory, zeros instead where `wanted` is false (nothing is read then).
-__device__ __forceinline__ void copy_16(void* to_shared, const void* from, bool wanted) {
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
-}
-
-__device__ __forceinline__ void copies_end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/// Waits until all but the last `Pending` groups of this thread's copies have landed.
-template <int Pending>
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
+// ---- Arithmetic that both attention kernels share -----------------------------------------------------------------
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

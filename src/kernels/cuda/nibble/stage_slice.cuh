@@ -6,6 +6,7 @@
 // the inputs.
 #pragma once
 
+#include "core/cuda/async_copy.cuh"
 #include "core/cuda/cluster.cuh"
 #include "kernels/cuda/nibble/small_rows.h"
 #include "kernels/cuda/nibble/stage_chunk.cuh"
@@ -30,11 +31,6 @@ struct Shared {
   std::uint8_t last_warp[kMostPairs];
 };
 static_assert(sizeof(Shared) <= kSmallFixedBytes);
-
-// 16 bytes from global to shared memory in the background, aligned.
-__device__ __forceinline__ void copy_16(const void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
 
 // What a thread block keeps beside its inputs while it stages them: the norm's weights of its slice; or where inputs
 // are picked, all the norm's weights and whole rows of inputs, and what to pick for its slice's places.
@@ -74,7 +70,7 @@ struct Tables {
 
   // Waits for all that was asked for.
   __device__ static __forceinline__ void copies_done() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    copies_wait_all();
     __syncthreads();
   }
 };
