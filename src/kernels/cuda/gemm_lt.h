@@ -29,6 +29,7 @@ struct GemmArgs {
   std::int64_t batch = 1;
   std::int64_t x_step = 0, w_step = 0, y_step = 0;
   bool half_accumulate = false;    // f16 operands and y only
+  bool prefers_clusters = false;   // a long sum of few rows: of the library's kernels one whose blocks share tiles
   std::byte* workspace = nullptr;  // gemm_workspace_bytes(), aligned to 256
 };
 

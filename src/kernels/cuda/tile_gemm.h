@@ -1,5 +1,4 @@
-// Products of 16-bit matrices on Hopper's tensor cores by a kernel of our own, with bias and activation in the
-// epilogue.
+// Products of 16-bit matrices on Hopper's tensor cores by kernels of our own, with bias and activation in the epilogue.
 #pragma once
 
 #include "core/cuda/cuda_device.h"
@@ -8,12 +7,12 @@
 
 #include <cstdint>
 #include <optional>
-#include <vector>
 
 namespace nibble {
 
-/// y[m, n] = act(sum_k x[m, k] * w[n, k] + bias[n]), all row-major and of `type` (f16 or bf16), sums in f32, rounded
-/// once. x, w and y begin at multiples of 16 bytes, and so do their rows; n and k are multiples of 8.
+/// y[m, n] = act(sum_k x[m, k] * w[n, k] + bias[n]), all row-major and of `type` (f16 or bf16), sums in f32; wide tiles
+/// round them before the activation. x, w and y begin at multiples of 16 bytes, and so do their rows; n and k are
+/// multiples of 8.
 struct TileGemm {
   std::int64_t m = 0, n = 0, k = 0;
   DType type = DType::f16;
@@ -29,16 +28,16 @@ struct TileGemm {
 
 /// How a product is divided.
 struct TilePlan {
-  int columns = 128;  // of a tile, which has 128 rows: 256 (two blocks share each tile of w), 128 or 64
-  int split = 1;      // blocks that share a tile's sum over k (64 columns only); they add up in a fixed order
+  int rows = 128;     // of a tile: 64 with 32 or 64 columns, 128 with 96, or with 192 or 256: wide tiles, two by two
+  int columns = 256;  // of a tile
 };
 
-/// Whether the kernel takes it: compute capability 9.0, types, sizes, addresses.
+/// Whether the kernels take it: compute capability 9.0, types, sizes, addresses.
 bool takes(const TileGemm& gemm, int capability);
-/// The plan that a simple model of the kernel's time takes to be the fastest.
-TilePlan plan_of(const TileGemm& gemm, int multiprocessors);
-/// All plans that the product can run with.
-std::vector<TilePlan> plans_of(const TileGemm& gemm);
+/// The plan for a product that they take, on a GPU of so many multiprocessors; none where cuBLASLt is faster.
+std::optional<TilePlan> plan_of(const TileGemm& gemm, int multiprocessors);
+/// Thread blocks of a plan.
+std::int64_t blocks_of(const TileGemm& gemm, const TilePlan& plan);
 
 /// Enqueues the product; neither allocates nor waits.
 void enqueue(const TileGemm& gemm, const TilePlan& plan, int multiprocessors, CudaStream& stream);

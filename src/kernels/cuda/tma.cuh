@@ -1,7 +1,7 @@
 // Barriers in shared memory and copies of tiles by the tensor memory accelerator (compute capability 9.0).
 #pragma once
 
-#include "core/cuda/async_copy.cuh"
+#include "core/cuda/cluster.cuh"
 
 #include <cuda.h>
 
@@ -22,9 +22,9 @@ __device__ __forceinline__ std::uint32_t cluster_rank() {
   return rank;
 }
 
-/// All threads of all blocks of the cluster meet; what they wrote to shared memory before is seen after.
-__device__ __forceinline__ void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+/// As cluster_arrive(), when everything before has happened.
+__device__ __forceinline__ void cluster_arrive_last() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
@@ -33,6 +33,10 @@ __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_
 /// Makes initialised barriers known to the copy engine and to the cluster.
 __device__ __forceinline__ void barriers_ready() {
   asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
+}
+/// The same for a block that is no cluster's.
+__device__ __forceinline__ void barriers_ready_in_block() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 /// Arrives, and lets the phase wait for so many bytes of copies, too.
 __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
@@ -63,6 +67,11 @@ __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+/// Brings the tile of a matrix that begins at (column, row) to the second-level cache.
+__device__ __forceinline__ void prefetch_tile(const CUtensorMap* map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(column), "r"(row)
+               : "memory");
 }
 /// Copies the tile of a matrix that begins at (column, row); zeros for what lies outside of it.
 __device__ __forceinline__ void copy_tile(std::uint32_t to, const CUtensorMap* map, std::uint32_t barrier, int column,

@@ -1,5 +1,6 @@
-// `wgmma`: full-precision weights in f16 or bf16. Products with an activation behind them run on a kernel for Hopper's
-// tensor cores (tile_gemm.h), which has it in its epilogue; the others on cuBLASLt, which is faster without.
+// `wgmma`: full-precision weights in f16 or bf16. Products of few rows, and those with an activation behind them, run
+// on kernels for Hopper's tensor cores (tile_gemm.h), which have the activation in their epilogue and overlap the
+// kernels around them; the others on cuBLASLt where that is faster.
 #include "core/error.h"
 #include "kernels/cuda/dense_weights.h"
 #include "kernels/cuda/elementwise_activation.h"
@@ -26,7 +27,7 @@ class WgmmaKernel final : public LinearKernel {
  public:
   std::string_view name() const override { return "wgmma"; }
   KernelTraits traits() const override {
-    return {.summary = "full precision on Hopper: f16 or bf16 with sums in f32; fuses activations, else cuBLASLt",
+    return {.summary = "full precision on Hopper: f16 or bf16 with sums in f32; fuses activations",
             .accumulate = "f32",
             .in_auto = false};
   }
@@ -74,16 +75,43 @@ class WgmmaKernel final : public LinearKernel {
     }
     const bool activates = site.epilogue.kind == EpilogueKind::activation;
     for (const GemmArgs& one : products_of(product_of(*own.dense, args))) {
-      TileGemm gemm{one.m, one.n,        one.k,         one.operands, one.x, one.x_stride,
-                    one.w, one.w_stride, one.same_bias, {},           one.y, one.y_stride};
+      TileGemm gemm = tile_gemm_of(one);
       if (activates) gemm.activation = site.epilogue.activation;
-      if (activates && takes(gemm, kHopper)) {
-        nibble::enqueue(gemm, plan_of(gemm, own.multiprocessors), own.multiprocessors, cuda_stream(stream));
-      } else {
-        nibble::gemm(one, cuda_stream(stream));
-        if (activates) activate_rows(site.epilogue.activation, args.y.front(), cuda_stream(stream));
+      const std::optional<TilePlan> plan = takes(gemm, kHopper) ? plan_of(gemm, own.multiprocessors) : std::nullopt;
+      if (plan) {
+        nibble::enqueue(gemm, *plan, own.multiprocessors, cuda_stream(stream));
+        continue;
       }
+      GemmArgs library = one;
+      library.prefers_clusters = long_and_few(one);
+      nibble::gemm(library, cuda_stream(stream));
+      if (activates) activate_rows(site.epilogue.activation, args.y.front(), cuda_stream(stream));
     }
+  }
+
+ private:
+  // Measured from 195 to 1536 rows; fewer and more do best with what the library puts first.
+  static bool long_and_few(const GemmArgs& product) {
+    constexpr std::int64_t kLongSum = 1536;
+    constexpr std::int64_t kLeastRows = 192;
+    constexpr std::int64_t kMostRows = 1600;
+    return product.k >= kLongSum && product.m >= kLeastRows && product.m <= kMostRows;
+  }
+
+  static TileGemm tile_gemm_of(const GemmArgs& product) {
+    TileGemm gemm;
+    gemm.m = product.m;
+    gemm.n = product.n;
+    gemm.k = product.k;
+    gemm.type = product.operands;
+    gemm.x = product.x;
+    gemm.x_stride = product.x_stride;
+    gemm.w = product.w;
+    gemm.w_stride = product.w_stride;
+    gemm.bias = product.same_bias;
+    gemm.y = product.y;
+    gemm.y_stride = product.y_stride;
+    return gemm;
   }
 };
 

@@ -43,6 +43,8 @@ void self_attention(const SelfAttentionArgs& args, const CudaDevice& device, Cud
     self_attend_whole(args, stream);
   } else if (args.q.dtype == DType::f32) {
     self_attend_f32(args, stream);
+  } else if (takes_wgmma(args, device)) {
+    self_attend_wgmma(args, device, stream);
   } else {
     self_attend_tiles(args, device, stream);
   }

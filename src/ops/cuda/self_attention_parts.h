@@ -11,6 +11,11 @@ namespace nibble::cuda {
 /// Tiles of rows of a sequence on tensor cores; q, k, v and y all f16 or all bf16, heads of up to 256.
 void self_attend_tiles(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
 
+/// The same on Hopper's tensor cores, for what takes_wgmma(): compute capability 9.0, heads of 64, no bias, addresses
+/// and rows at multiples of 16 bytes.
+bool takes_wgmma(const SelfAttentionArgs& args, const CudaDevice& device);
+void self_attend_wgmma(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
+
 /// The same in float arithmetic on q, k, v and y of f32.
 void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream);
 

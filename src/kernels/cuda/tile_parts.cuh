@@ -1,0 +1,141 @@
+// What the kernels of tile_gemm.h share: how a product is described to them, and how a warp finishes 16 rows of it.
+#pragma once
+
+#include "core/cuda/launch.cuh"
+#include "kernels/cuda/tma.cuh"
+
+#include <cstdint>
+#include <type_traits>
+
+namespace nibble::tile {
+
+constexpr int kDepth = 64;        // elements of k a step: 128 bytes, the width of the swizzle
+constexpr int kChunk = 32;        // columns of a warp's rows that are rearranged at a time
+constexpr int kChunkStride = 40;  // 80 bytes: eight rows lie in different banks
+constexpr int kChunkBytes = 16 * kChunkStride * 2;
+constexpr int kAlign = 1024;  // of stages: a block of the swizzle
+
+// What is computed of x: x, gelu(x), x * sigmoid(u), 2 * sigmoid(u) - 1 with u = x * (linear + cubic * x^2), or
+// max(x, 0).
+enum class Form { identity, gelu, sigmoid, tanh, relu };
+
+struct Output {
+  void* y = nullptr;
+  std::int64_t y_stride = 0;
+  const void* bias = nullptr;  // [n] or null
+  int m = 0, n = 0;
+  Form form = Form::identity;
+  float linear = 0, cubic = 0;  // of Form::sigmoid and Form::tanh
+};
+
+struct Identity {
+  __device__ __forceinline__ float operator()(float x) const { return x; }
+};
+
+// gelu(x) = x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), where log2 Phi(-t) is smooth: a polynomial of degree 5, fitted so
+// that errors are below 3e-5 of gelu, or 3e-7, whichever is more. That is a sixteenth of f16's rounding.
+struct Gelu {
+  __device__ __forceinline__ float operator()(float x) const {
+    const float t = fabsf(x);
+    float p = fmaf(t, -0.00039648083857127817f, 0.0065495536029969575f);
+    p = fmaf(t, p, -0.05059168759600209f);
+    p = fmaf(t, p, -0.4610350672047899f);
+    p = fmaf(t, p, -1.150594760093373f);
+    p = fmaf(t, p, -1.0f);
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(p));
+    return fmaf(-t, power, fmaxf(x, 0.0f));
+  }
+};
+
+struct OtherActivation {
+  Form form;
+  float linear;
+  float cubic;
+  __device__ __forceinline__ float operator()(float x) const {
+    const float s = __fdividef(1.0f, 1.0f + __expf(-x * fmaf(cubic, x * x, linear)));
+    return form == Form::sigmoid ? x * s : form == Form::tanh ? 2 * s - 1 : fmaxf(x, 0.0f);
+  }
+};
+
+template <typename Activation>
+__device__ __forceinline__ Activation activation_of(const Output& out) {
+  if constexpr (std::is_same_v<Activation, OtherActivation>) {
+    return {out.form, out.linear, out.cubic};
+  } else {
+    return {};
+  }
+}
+
+__device__ __forceinline__ unsigned pair_of(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+__device__ __forceinline__ unsigned pair_of(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+__device__ __forceinline__ float2 values_of(unsigned pair, __half) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+__device__ __forceinline__ float2 values_of(unsigned pair, __nv_bfloat16) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
+
+__device__ __forceinline__ void store_matrices(std::uint32_t to, unsigned a, unsigned b, unsigned c, unsigned d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+}
+
+// Writes eight columns of a row, which lie at `from` in shared memory.
+template <typename T>
+__device__ __forceinline__ void store_piece(const Output& out, std::uint32_t from, int row, int column) {
+  uint4 eight;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(eight.x), "=r"(eight.y), "=r"(eight.z), "=r"(eight.w)
+               : "r"(from)
+               : "memory");
+  *reinterpret_cast<uint4*>(static_cast<T*>(out.y) + row * out.y_stride + column) = eight;
+}
+
+// A warp writes 16 rows of kChunk columns, which it holds as pairs[8 columns][rows 0-7, 8-15]. They go through `chunk`,
+// kChunkBytes of shared memory of its own, so that 64 bytes of a row are written at a time.
+template <typename T>
+__device__ __forceinline__ void store_chunk(const Output& out, std::uint32_t chunk,
+                                            const unsigned (&pairs)[kChunk / 8][2], int row0, int column0) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  // As stmatrix wants them: matrices of rows 0-7 and 8-15 of eight columns, then of the next eight.
+  const std::uint32_t written = chunk + ((lane & 15) * kChunkStride + lane / 16 * 8) * 2;
+  __syncwarp();
+  store_matrices(written, pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]);
+  store_matrices(written + 32, pairs[2][0], pairs[2][1], pairs[3][0], pairs[3][1]);
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = row0 + i * 8 + lane / 4;
+    const int column = column0 + lane % 4 * 8;
+    if (row < out.m && column < out.n)
+      store_piece<T>(out, chunk + ((i * 8 + lane / 4) * kChunkStride + lane % 4 * 8) * 2, row, column);
+  }
+}
+
+// The bias of a thread's two columns beside each other.
+template <typename T>
+__device__ __forceinline__ unsigned bias_at(const Output& out, int column) {
+  if (out.bias == nullptr || column >= out.n) return 0;
+  return *reinterpret_cast<const unsigned*>(static_cast<const T*>(out.bias) + column);
+}
+
+// Brings the bias of a tile's columns into the first cache while products run; the values are not kept.
+template <typename T, int kColumns>
+__device__ __forceinline__ void fetch_bias(const Output& out, int column0) {
+  constexpr int kLine = 64;  // elements
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int column = column0 + lane * kLine;
+  if (out.bias == nullptr || lane > (kColumns - 1) / kLine || column >= out.n) return;
+  unsigned short unused;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(unused) : "l"(static_cast<const T*>(out.bias) + column));
+}
+
+}  // namespace nibble::tile
