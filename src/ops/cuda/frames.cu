@@ -53,7 +53,6 @@ __global__ void __launch_bounds__(kThreads)
 
   double sum[kWidth] = {};
   double squares[kWidth] = {};
-#pragma unroll 4
   for (std::int64_t row = line; row < counted; row += kTogether) {
     float values[kWidth];
     load(x.row(begin + row) + first, values);
@@ -94,7 +93,6 @@ __global__ void __launch_bounds__(kThreads)
     factors[2][threadIdx.x] = p.bias[column];
   }
   __syncthreads();
-#pragma unroll 4
   for (std::int64_t row = line; row < counted; row += kTogether) {
     float values[kWidth];
     load(x.row(begin + row) + first, values);
