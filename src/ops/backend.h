@@ -239,7 +239,8 @@ struct BackendTraits {
       false;            // has self_attention(), activation() and the tables of positions and types: encoders run
   bool images = false;  // has cut_patches(), place_patches() and mean(): encoders of images run
   bool fuses_add_norm = false;  // norm() takes an addend; has pad_rows()
-  bool audio = false;  // has convolve(), instance_norm(), trim_frames(), transpose() and place_patches(): encoders of audio run
+  bool audio =
+      false;  // has convolve(), instance_norm(), trim_frames(), transpose() and place_patches(): encoders of audio run
   // Behind a convolution without padding, sequences are to begin at the rows where they begin before it divided by its
   // stride, so that one product makes the frames of all.
   bool aligned_frames = false;
