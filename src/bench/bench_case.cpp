@@ -41,6 +41,7 @@ void visit_fields(Visitor&& field, auto& r, const BenchResult*) {
   field("bits", r.quantisation.bits);
   field("group_size", r.quantisation.group_size);
   field("kernels", r.kernels);
+  field("layers", r.layers);
   field("dtype", r.dtype);
   field("kv_dtype", r.kv_dtype);
   field("device", r.device);

@@ -61,6 +61,7 @@ struct BenchResult {
 
   QuantisationFacts quantisation;
   std::string kernels;  // which kernels run the sites: "packed x120, dense x1"
+  std::string layers;   // which kernel runs which layers, and how for how many rows
   std::string dtype;
   std::string kv_dtype;
   std::string device;  // as the system names it

@@ -3,6 +3,7 @@
 #include "bench/memory.h"
 #include "core/error.h"
 #include "formats/quant_config.h"
+#include "kernels/registry.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -43,6 +44,39 @@ std::string kernels_of(const std::vector<SiteInfo>& sites) {
   std::string out;
   for (const auto& [kernel, sites_of_it] : order)
     out += fmt::format("{}{} x{}", out.empty() ? "" : ", ", kernel, sites_of_it);
+  return out;
+}
+
+std::string layers_of(const std::vector<SiteInfo>& sites, DeviceKind device) {
+  // In the order in which they first run: a kernel with its ways, and the layers that it runs with their numbers.
+  std::vector<std::pair<std::string, std::vector<std::pair<std::string, int>>>> groups;
+  std::map<std::string, int> total;
+  const auto entry = [](auto& list, const std::string& key) -> auto& {
+    const auto found = std::find_if(list.begin(), list.end(), [&](const auto& one) { return one.first == key; });
+    if (found != list.end()) return found->second;
+    list.emplace_back().first = key;
+    return list.back().second;
+  };
+  for (const SiteInfo& site : sites) {
+    std::string layer;
+    for (const LinearDesc& part : site.site.parts) {
+      if (!layer.empty()) layer += '|';
+      layer += part.name.substr(part.name.rfind('.') + 1);
+    }
+    const std::string ways = text_of(kernel_named(site.kernel, device).ways(site.site));
+    ++entry(entry(groups, ways.empty() ? site.kernel : fmt::format("{} ({})", site.kernel, ways)), layer);
+    ++total[layer];
+  }
+  std::string out;
+  for (const auto& [kernel, layers] : groups) {
+    std::string names;
+    for (const auto& [layer, count] : layers) {
+      if (!names.empty()) names += ", ";
+      names += layer;
+      if (count != total[layer]) names += fmt::format(" x{}", count);
+    }
+    out += fmt::format("{}{}: {}", out.empty() ? "" : "; ", names, kernel);
+  }
   return out;
 }
 

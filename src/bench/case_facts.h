@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bench/bench_case.h"
+#include "core/device.h"
 #include "core/dtype.h"
 #include "engine/engine.h"
 #include "formats/checkpoint.h"
@@ -20,6 +21,11 @@ std::optional<double> weights_cached(const Checkpoint& checkpoint);
 
 /// "packed x120, dense x1"
 std::string kernels_of(const std::vector<SiteInfo>& sites);
+
+/// Which kernel runs which linear layers, and how for how many rows:
+/// "q_proj|k_proj|v_proj, o_proj: nibble (small_rows M<=16, dequantised above); lm_head: dense". Layers of one name
+/// that run in several ways have their number behind it: "down_proj x38".
+std::string layers_of(const std::vector<SiteInfo>& sites, DeviceKind device);
 
 QuantisationFacts facts_of(const Checkpoint& checkpoint, const std::vector<SiteInfo>& sites);
 

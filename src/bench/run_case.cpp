@@ -123,7 +123,6 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   const auto opening = std::chrono::steady_clock::now();
   auto checkpoint = std::make_shared<const Checkpoint>(c.folder);
   const double open_seconds = seconds_since(opening);
-  out.cached_share = weights_cached(*checkpoint);
 
   progress("verifying kernels", 0);
   // A decode step's rows and a prompt's, but no more than it takes to tell the kernels' ways for few and many rows
@@ -140,14 +139,19 @@ BenchResult run_case(const BenchCase& c, const CaseProgress& progress) {
   // What the verification held is gone from here on: what is seen is what a run of the model takes. A GPU's context
   // stays with the process.
   opened.backend.reset();
+  // Now, as verification has read a layer or two.
+  out.cached_share = weights_cached(*checkpoint);
   watches.gpu = opened.nvml;
   if (watches.gpu) watches.gpu_memory.emplace(*watches.gpu, opened.used_before);
   Engine engine(checkpoint, options);
   out.load = engine.load_times();
   out.load.open += open_seconds;
   out.load.total += open_seconds;
+  // Verification has lowered the same model first, and measured what the engine then found in the file of choices.
+  out.load.tune += verified.tune_seconds;
   out.quantisation = facts_of(*checkpoint, engine.sites());
   out.kernels = kernels_of(engine.sites());
+  out.layers = layers_of(engine.sites(), engine.device().info().kind);
   out.dtype = name_of(engine.compute());
   out.kv_dtype = name_of(engine.kv_dtype());
   out.device = engine.device().info().name;

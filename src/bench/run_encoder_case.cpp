@@ -46,7 +46,6 @@ BenchResult run_encoder_case(const BenchCase& c, const std::shared_ptr<const Che
   if (!c.perplexity_file.empty()) fail_usage("--ppl: {} is an encoder, which has no perplexity", c.folder);
   BenchResult out;
   Watches watches;
-  out.cached_share = weights_cached(*checkpoint);
   progress("verifying kernels", 0);
   const EncoderCell cell{
       c.batch_size, c.prompt_length, 0,
@@ -72,10 +71,12 @@ BenchResult run_encoder_case(const BenchCase& c, const std::shared_ptr<const Che
   watches.gpu = opened.nvml;
   if (watches.gpu) watches.gpu_memory.emplace(*watches.gpu, opened.used_before);
   progress("loading", 0);
+  out.cached_share = weights_cached(*checkpoint);
   EncoderEngine engine(checkpoint, encoder_options(c));
   out.load = engine.load_times();
   out.quantisation = facts_of(*checkpoint, engine.sites());
   out.kernels = kernels_of(engine.sites());
+  out.layers = layers_of(engine.sites(), engine.device().info().kind);
   out.dtype = name_of(engine.compute());
   out.kv_dtype = "None";
   out.device = engine.device().info().name;

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <set>
 #include <string>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -33,7 +34,10 @@ std::string shape_of(const LoweredNode& node) {
 
 ModelVerification verify_model(const Checkpoint& checkpoint, const EngineOptions& options, Backend& backend,
                                std::span<const std::int64_t> rows) {
-  return verify_nodes(checkpoint, configure_engine(checkpoint, options, backend).nodes, backend, rows);
+  EngineConfiguration decided = configure_engine(checkpoint, options, backend);
+  ModelVerification out = verify_nodes(checkpoint, std::move(decided.nodes), backend, rows);
+  out.tune_seconds = decided.tune_seconds;
+  return out;
 }
 
 ModelVerification verify_nodes(const Checkpoint& checkpoint, std::vector<LoweredNode> nodes, Backend& backend,

@@ -13,8 +13,9 @@
 namespace nibble {
 
 struct ModelVerification {
-  std::int64_t sites = 0;  // distinct shapes
-  double error = 0;        // the largest, as a share of the bound that its kernel states
+  std::int64_t sites = 0;   // distinct shapes
+  double error = 0;         // the largest, as a share of the bound that its kernel states
+  double tune_seconds = 0;  // choosing kernels by measuring, for --kernel auto
 };
 
 /// Verifies (kernels/verify.h) one site of each distinct kernel, shape, format and fusion among lowered nodes, for each

@@ -112,6 +112,7 @@ int run(const Options& o) {
     options.x_dtype = options.y_dtype = backend->traits().compute_activations ? compute : DType::f32;
     const RandomSite dense(options);
     options.gptq = GptqFormat{o.bits, o.group_size, o.act_order, !o.asym};
+    options.keep_weights = false;
     const RandomSite quantised(options);
     std::vector<double> baseline(o.rows.size(), 0);
     for (const LinearKernel* kernel : kernels) {

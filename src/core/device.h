@@ -21,6 +21,7 @@ struct DeviceInfo {
   int threads = 0;               // CPU: threads of the pool; GPU: multiprocessors
   std::string isa;               // CPU: the active instruction set; GPU: "sm_90"
   std::string bus;               // GPU: its PCI address, "0000:1b:00.0": tools of the driver know it by that
+  std::string library;           // GPU: the file that holds the back end; the CPU's is in the program
 };
 
 /// How fast a device moves bytes within its own memory: the limit of a pass that must read every weight.
@@ -85,6 +86,14 @@ class Device {
     static_cast<void>(footprint);
     return std::nullopt;
   }
+  /// Copies weights, `from` being a mapped file perhaps. Ordered before what is enqueued on `stream` after the call;
+  /// `from` has been read when it returns.
+  virtual void upload(void* to, const void* from, std::size_t bytes, Stream& stream) {
+    stream.copy_to_device(to, from, bytes);
+    stream.synchronize();
+  }
+  /// Seconds that upload() has taken of its callers so far; 0 where weights stay in the same memory.
+  virtual double upload_seconds() const { return 0; }
   /// Gives back memory that was kept for packing further weights. Nothing may be under way.
   virtual void trim() {}
 };

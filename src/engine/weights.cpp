@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/progress.h"
 #include "formats/quant_config.h"
+#include "kernels/output_order.h"
 #include "models/family.h"
 
 #include <algorithm>
@@ -25,6 +26,29 @@ using Clock = std::chrono::steady_clock;
 // Scales and zero points of a site take a thread some milliseconds to decode, its packing on a GPU less than that.
 constexpr std::size_t kSitesAhead = 8;
 
+// Divides loading into its parts: what a part took by the clock less the uploads in it, which are a part of their own.
+class Laps {
+ public:
+  Laps(const Device& device, LoadTimes& times)
+      : device_(device), times_(times), uploaded_(device.upload_seconds()), last_(Clock::now()) {}
+
+  /// Ends a part, and begins the next.
+  void end(double& part) {
+    const Clock::time_point now = Clock::now();
+    const double uploads = device_.upload_seconds() - uploaded_;
+    part += std::chrono::duration<double>(now - last_).count() - uploads;
+    times_.upload += uploads;
+    uploaded_ += uploads;
+    last_ = now;
+  }
+
+ private:
+  const Device& device_;
+  LoadTimes& times_;
+  double uploaded_;
+  Clock::time_point last_;
+};
+
 // One linear node's tensors, read and decoded.
 struct ReadSite {
   LinearSite site;
@@ -35,8 +59,7 @@ struct ReadSite {
 std::unique_ptr<Buffer> to_device(const std::vector<float>& values, const std::string& name, Device& device,
                                   Stream& stream) {
   std::unique_ptr<Buffer> buffer = device.allocate(values.size() * sizeof(float), name);
-  stream.copy_to_device(buffer->data(), values.data(), values.size() * sizeof(float));
-  stream.synchronize();
+  device.upload(buffer->data(), values.data(), values.size() * sizeof(float), stream);
   return buffer;
 }
 
@@ -68,6 +91,37 @@ std::vector<float> multiplied_out(const ConvolveNode& node, const Checkpoint& ch
     weight[i] = static_cast<float>(static_cast<double>(weight[i]) / norm * static_cast<double>(magnitude[i % kernel]));
   }
   return weight;
+}
+
+// The only node that reads what node `writer` puts into `buffer`, if it is a linear and reads it as its input.
+std::optional<std::size_t> only_linear_reader(const std::vector<LoweredNode>& nodes, std::size_t writer,
+                                              BufferId buffer) {
+  std::optional<std::size_t> reader;
+  for (std::size_t i = writer + 1; i < nodes.size(); ++i) {
+    const std::vector<BufferId> reads = nodes[i].reads();
+    const auto times = std::count(reads.begin(), reads.end(), buffer);
+    if (times > 1 || (times == 1 && reader)) return std::nullopt;
+    if (times == 1) {
+      if (nodes[i].linear() == nullptr || nodes[i].linear()->x != buffer) return std::nullopt;
+      reader = i;
+    }
+    const std::vector<BufferId> writes = nodes[i].writes();
+    if (std::find(writes.begin(), writes.end(), buffer) != writes.end()) break;
+  }
+  return reader;
+}
+
+// Gated products put out in the order that the linears behind them want.
+void put_out_in_order(const std::vector<LoweredNode>& nodes, const std::vector<std::shared_ptr<PackedLinear>>& packed,
+                      Device& device, Stream& stream) {
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    // Weights that several nodes share would have to please all of them.
+    if (!nodes[i].gated || packed[i] == nullptr || packed[i].use_count() != 1) continue;
+    auto* writer = dynamic_cast<OutputOrder*>(packed[i].get());
+    const std::optional<std::size_t> reader = only_linear_reader(nodes, i, nodes[i].gated->y);
+    if (writer != nullptr && reader && packed[*reader].use_count() == 1)
+      writer->put_out_for(*packed[*reader], device, stream);
+  }
 }
 
 template <typename Map>
@@ -118,8 +172,7 @@ void Weights::load_table(const Checkpoint& checkpoint, const std::string& name, 
     table.ref.data = table.copy->data();
   } else {
     table.copy = device.allocate(tensor.bytes.size(), name);
-    stream.copy_to_device(table.copy->data(), tensor.bytes.data(), tensor.bytes.size());
-    stream.synchronize();
+    device.upload(table.copy->data(), tensor.bytes.data(), tensor.bytes.size(), stream);
     table.ref.data = table.copy->data();
   }
   tables_.emplace(name, std::move(table));
@@ -199,12 +252,13 @@ std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::op
 void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream,
                    LoadTimes& times) {
   const std::optional<QuantConfig> quant = find_quant_config(checkpoint.folder());
-  packed_.resize(nodes.size());
+  std::vector<std::shared_ptr<PackedLinear>> packed(nodes.size());
   Progress progress("loading", static_cast<std::int64_t>(nodes.size()));
   // Sites are read ahead on other threads where the packing is not done by this machine's own cores.
   std::deque<std::future<ReadSite>> ahead;
   std::size_t next = 0;
   const bool gpu = device.info().kind == DeviceKind::cuda;
+  Laps laps(device, times);
   std::map<std::string, std::size_t> shared;  // the node that packed these modules first
   std::set<std::string> wanted;
   const auto read_ahead = [&] {
@@ -222,13 +276,13 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     LoweredNode& node = nodes[i];
     progress.update(static_cast<std::int64_t>(i), node.name());
-    const Clock::time_point start = Clock::now();
     load_plain(checkpoint, node, device, stream);
+    laps.end(times.read);
     const LinearNode* linear = node.linear();
     if (linear == nullptr) continue;
     if (const auto same = shared.find(modules_of(*linear)); same != shared.end()) {
       node.site = nodes[same->second].site;
-      packed_[i] = packed_[same->second];
+      packed[i] = packed[same->second];
       continue;
     }
     read_ahead();
@@ -236,17 +290,17 @@ void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes
     ahead.pop_front();
     read_ahead();
     node.site = ready.site;
-    const Clock::time_point read = Clock::now();
-    times.read += std::chrono::duration<double>(read - start).count();
-    packed_[i] = node.kernel->pack(node.site, ready.tensors, device, stream);
+    laps.end(times.read);
+    packed[i] = node.kernel->pack(node.site, ready.tensors, device, stream);
     shared.emplace(modules_of(*linear), i);
-    times.pack += seconds_since(read);
+    laps.end(times.pack);
     drop_linear(checkpoint, *linear);
   }
-  const Clock::time_point last = Clock::now();
   stream.synchronize();
+  put_out_in_order(nodes, packed, device, stream);
+  packed_.assign(packed.begin(), packed.end());
   device.trim();
-  times.pack += seconds_since(last);
+  laps.end(times.pack);
   progress.update(static_cast<std::int64_t>(nodes.size()));
 }
 

@@ -3,6 +3,7 @@
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/float_convert.h"
 #include "core/log.h"
 #include "formats/json.h"
 #include "kernels/random_site.h"
@@ -23,10 +24,13 @@ namespace {
 // Beyond so many rows a product's time is proportional to them.
 constexpr std::int64_t kMostRows = 256;
 // Calls go over copies of the site, so that weights do not come from a first- or second-level cache, as in a model they
-// do not: 16 MiB are several times the second level of two cores. More copies than 32 would take longer to pack than to
-// time.
+// do not: 16 MiB are several times the second level of two cores, 128 MiB more than twice that of a GPU. More copies
+// than 32 would take longer to pack than to time.
 constexpr std::size_t kCopiesBytes = std::size_t{16} << 20;
+constexpr std::size_t kCopiesBytesGpu = std::size_t{128} << 20;
 constexpr std::size_t kMostCopies = 32;
+// Starting a round and waiting for it takes a GPU some 10 us, as long as one call with few rows.
+constexpr std::size_t kLeastCallsGpu = 64;
 // Rounds over all candidates: the best of 7 is steady to a few percent, and a slow site need not have more than 3 in
 // 0.5 s.
 constexpr int kRounds = 7;
@@ -36,13 +40,18 @@ constexpr double kTie = 1.05;
 // A cache of a few hundred lines; what is longer was not written here.
 constexpr std::size_t kFileLimit = std::size_t{4} << 20;
 
-// Changes with each link of the program.
-std::string build_stamp() {
+std::string stamp_of(const std::filesystem::path& file) {
   std::error_code error;
-  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
-  const auto size = std::filesystem::file_size(program, error);
-  const auto time = std::filesystem::last_write_time(program, error).time_since_epoch().count();
+  const auto size = std::filesystem::file_size(file, error);
+  const auto time = std::filesystem::last_write_time(file, error).time_since_epoch().count();
   return error ? "unknown" : fmt::format("{}-{}", size, time);
+}
+
+// Changes with each link of the program, and of the library that holds a GPU's kernels.
+std::string build_stamp(const DeviceInfo& device) {
+  std::error_code error;
+  const std::string program = stamp_of(std::filesystem::read_symlink("/proc/self/exe", error));
+  return device.library.empty() ? program : program + "-" + stamp_of(device.library);
 }
 
 std::string describe(const LinearSite& site) {
@@ -54,9 +63,9 @@ std::string describe(const LinearSite& site) {
                           part.gptq->symmetric ? "" : "-asym");
     }
   }
-  return text + fmt::format(" prologue{} epilogue{}.{} {}", static_cast<int>(site.prologue.kind),
+  return text + fmt::format(" prologue{} epilogue{}.{} {} {}-{}", static_cast<int>(site.prologue.kind),
                             static_cast<int>(site.epilogue.kind), static_cast<int>(site.epilogue.activation),
-                            name_of(site.compute));
+                            name_of(site.compute), name_of(site.x_dtype), name_of(site.y_dtype));
 }
 
 RandomSite random_like(const LinearSite& site) {
@@ -66,8 +75,11 @@ RandomSite random_like(const LinearSite& site) {
                             .gptq = site.parts.front().gptq,
                             .weights = DType::bf16,
                             .compute = site.compute,
+                            .x_dtype = site.x_dtype,
+                            .y_dtype = site.y_dtype,
                             .prologue = site.prologue,
-                            .epilogue = site.epilogue};
+                            .epilogue = site.epilogue,
+                            .keep_weights = false};
   for (const LinearDesc& part : site.parts) options.out_features.push_back(part.out_features);
   return RandomSite(options);
 }
@@ -76,32 +88,34 @@ RandomSite random_like(const LinearSite& site) {
 class Candidate {
  public:
   Candidate(const LinearKernel& kernel, const RandomSite& random, std::int64_t most_rows, Device& device)
-      : kernel_(kernel), stream_(device.make_stream()) {
+      : kernel_(kernel), stream_(device.make_stream()), gpu_(device.info().kind == DeviceKind::cuda) {
     site_ = fused_site(random.site(), kernel.fit(random.site(), device.info(), most_rows));
-    const std::size_t copies =
-        std::clamp<std::size_t>(kCopiesBytes / std::max<std::size_t>(kernel.packed_bytes(site_), 1), 2, kMostCopies);
+    // What is left to ops leaves a GPU's activations in the compute type.
+    if (gpu_ && site_.prologue.kind != random.site().prologue.kind) site_.x_dtype = site_.compute;
+    if (gpu_ && site_.epilogue.kind != random.site().epilogue.kind) site_.y_dtype = site_.compute;
+    const std::size_t bytes = std::max<std::size_t>(kernel.packed_bytes(site_), 1);
+    const std::size_t copies = std::clamp<std::size_t>((gpu_ ? kCopiesBytesGpu : kCopiesBytes) / bytes, 2, kMostCopies);
     for (std::size_t i = 0; i < copies; ++i) packed_.push_back(kernel.pack(site_, random.tensors(), device, *stream_));
-    const auto allocate = [&](std::int64_t columns) {
-      memory_.push_back(device.allocate(static_cast<std::size_t>(most_rows * columns) * 4, "measuring kernels"));
-      return MatrixRef{memory_.back()->data(), DType::f32, most_rows, columns, columns};
+    const auto allocate = [&](std::int64_t rows, std::int64_t columns, DType dtype) {
+      memory_.push_back(
+          device.allocate(static_cast<std::size_t>(rows * columns) * bytes_of(dtype), "measuring kernels"));
+      return MatrixRef{memory_.back()->data(), dtype, rows, columns, columns};
     };
-    x_ = allocate(site_.in_features());
-    norm_ = allocate(site_.in_features());
-    for (const LinearDesc& part : site_.parts) y_.push_back(allocate(part.out_features));
-    residual_ = allocate(site_.parts.front().out_features);
+    x_ = allocate(most_rows, site_.in_features(), site_.x_dtype);
+    norm_ = allocate(1, site_.in_features(), DType::f32);
+    for (const LinearDesc& part : site_.parts) y_.push_back(allocate(most_rows, part.out_features, site_.y_dtype));
+    residual_ = allocate(most_rows, site_.parts.front().out_features, site_.y_dtype);
     workspace_ = device.allocate(kernel.workspace(site_, most_rows), "measuring kernels");
-    std::vector<float> values(static_cast<std::size_t>(most_rows * site_.in_features()));
     Random numbers(1);
-    for (float& v : values) v = numbers.normal();
-    stream_->copy_to_device(x_.data, values.data(), values.size() * 4);
-    stream_->copy_to_device(norm_.data, values.data(), static_cast<std::size_t>(site_.in_features()) * 4);
+    for (const MatrixRef& input : {x_, norm_, residual_}) fill(input, numbers);
   }
 
   const LinearKernel& kernel() const { return kernel_; }
 
   void prepare(std::int64_t rows) {
-    // Some 32 rows take longer to compute than to load: two copies do.
-    calls_ = rows > 32 ? 2 : packed_.size();
+    // On a CPU some 32 rows take longer to compute than to load: two copies do.
+    calls_ =
+        gpu_ ? std::max(packed_.size(), rows > 32 ? std::size_t{1} : kLeastCallsGpu) : (rows > 32 ? 2 : packed_.size());
     LinearArgs args;
     args.rows = rows;
     args.x = x_;
@@ -110,7 +124,7 @@ class Candidate {
     args.residual = residual_;
     args.workspace = workspace_->data();
     stream_->begin_capture();
-    for (std::size_t i = 0; i < calls_; ++i) kernel_.enqueue(*packed_[i], args, *stream_);
+    for (std::size_t i = 0; i < calls_; ++i) kernel_.enqueue(*packed_[i % packed_.size()], args, *stream_);
     graph_ = stream_->end_capture();
     best_ = std::numeric_limits<double>::infinity();
   }
@@ -129,9 +143,25 @@ class Candidate {
   std::size_t bytes() const { return packed_.front()->bytes(); }
 
  private:
+  void fill(const MatrixRef& to, Random& numbers) {
+    std::vector<float> values(static_cast<std::size_t>(to.rows * to.columns));
+    for (float& v : values) v = numbers.normal();
+    if (to.dtype == DType::f32) {
+      stream_->copy_to_device(to.data, values.data(), values.size() * sizeof(float));
+    } else {
+      std::vector<std::uint16_t> halves(values.size());
+      std::transform(values.begin(), values.end(), halves.begin(),
+                     [&](float v) { return to.dtype == DType::bf16 ? float_to_bf16(v) : float_to_half(v); });
+      stream_->copy_to_device(to.data, halves.data(), halves.size() * sizeof(std::uint16_t));
+    }
+    // The values go with this call.
+    stream_->synchronize();
+  }
+
   const LinearKernel& kernel_;
   LinearSite site_;
   std::unique_ptr<Stream> stream_;
+  bool gpu_ = false;
   std::vector<std::unique_ptr<PackedLinear>> packed_;
   std::vector<std::unique_ptr<Buffer>> memory_;
   std::unique_ptr<Buffer> workspace_;
@@ -193,7 +223,7 @@ std::filesystem::path default_autotune_file() {
 
 Autotuner::Autotuner(Device& device, std::filesystem::path file) : device_(device), file_(std::move(file)) {
   const DeviceInfo& info = device.info();
-  machine_ = fmt::format("{}, {}, {} threads, build {}", info.name, info.isa, info.threads, build_stamp());
+  machine_ = fmt::format("{}, {}, {} threads, build {}", info.name, info.isa, info.threads, build_stamp(info));
   std::error_code none;
   if (file_.empty() || !std::filesystem::exists(file_, none)) return;
   try {

@@ -15,9 +15,9 @@ namespace nibble {
 /// $XDG_CACHE_HOME/nibble/autotune.json, or ~/.cache/nibble/autotune.json; empty where neither variable is set.
 std::filesystem::path default_autotune_file();
 
-/// Chooses kernels and remembers what it chose, in memory and in a file. The file holds choices of one build (the
-/// program file's size and time) on one device; a file of another build or device, or one that cannot be read, is as
-/// none.
+/// Chooses kernels and remembers what it chose, in memory and in a file. The file holds choices of one build (size and
+/// time of the program file, and of a GPU's library) on one device; a file of another build or device, or one that
+/// cannot be read, is as none.
 class Autotuner {
  public:
   /// Reads `file` if it is there; an empty path: remembers in memory only.

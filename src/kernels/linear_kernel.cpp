@@ -2,6 +2,8 @@
 
 #include "core/checked.h"
 
+#include <fmt/core.h>
+
 namespace nibble {
 
 std::int64_t LinearSite::out_features() const {
@@ -13,6 +15,17 @@ std::int64_t LinearSite::out_features() const {
 std::vector<float> bias_of(const LinearTensors& tensors) {
   if (!tensors.bias.empty()) return to_float(tensors.bias);
   return tensors.gptq != nullptr ? tensors.gptq->bias : std::vector<float>{};
+}
+
+std::string text_of(std::span<const KernelWay> ways) {
+  std::string out;
+  for (const KernelWay& way : ways) {
+    if (!out.empty()) out += ", ";
+    out += way.most_rows > 0       ? fmt::format("{} M<={}", way.name, way.most_rows)
+           : &way == &ways.front() ? std::string(way.name)
+                                   : fmt::format("{} above", way.name);
+  }
+  return out;
 }
 
 LinearSite fused_site(LinearSite site, const Fit& fit) {

@@ -133,6 +133,15 @@ struct LinearArgs {
   std::byte* workspace = nullptr;      // workspace(site, rows) bytes, 64-byte aligned, of undefined content
 };
 
+/// What a kernel does up to a number of rows.
+struct KernelWay {
+  std::string_view name;
+  std::int64_t most_rows = 0;  // 0: from the way before on without end
+};
+
+/// "small_rows M<=16, small_rows in passes M<=64, dequantised above"; empty where there are none.
+std::string text_of(std::span<const KernelWay> ways);
+
 class LinearKernel {
  public:
   virtual ~LinearKernel() = default;
@@ -150,6 +159,12 @@ class LinearKernel {
   /// Scratch bytes that enqueue() needs for this many rows.
   virtual std::size_t workspace(const LinearSite& site, std::int64_t rows) const = 0;
   virtual Cost cost(const LinearSite& site, std::int64_t rows) const = 0;
+  /// The ways in which enqueue() multiplies by such a site on the device in use, by rising numbers of rows; none where
+  /// there is but one.
+  virtual std::vector<KernelWay> ways(const LinearSite& site) const {
+    static_cast<void>(site);
+    return {};
+  }
   /// Neither allocates nor waits; may be captured. args is copied as needed: its spans need not outlive the call, what
   /// its pointers point at must.
   virtual void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const = 0;

@@ -132,6 +132,17 @@ void RandomSite::add_gptq(const RandomSiteOptions& options, std::int64_t outputs
 
   // Some columns of words more than there are outputs, as padded files have.
   gptq.qweight_columns = outputs + random.below(3);
+  if (!options.keep_weights) {
+    // Any bits are codes.
+    auto words = std::make_shared<std::vector<std::uint32_t>>(
+        static_cast<std::size_t>(packed_words(inputs, format.bits) * gptq.qweight_columns));
+    for (std::uint32_t& word : *words) word = static_cast<std::uint32_t>(random.next());
+    gptq.qweight = *words;
+    gptq.qweight_copy = std::move(words);
+    gptq_.push_back(std::move(gptq));
+    tensors_.back().gptq = &gptq_.back();
+    return;
+  }
   std::vector<std::uint8_t> all_codes(static_cast<std::size_t>(inputs * gptq.qweight_columns));
   std::vector<float> weights(static_cast<std::size_t>(outputs * inputs));
   for (std::int64_t n = 0; n < outputs; ++n) {

@@ -39,6 +39,8 @@ struct RandomSiteOptions {
   Prologue prologue = {};
   Epilogue epilogue = {};
   std::uint64_t seed = 1;
+  // False: weights() are not to be had, which makes large quantised sites in a small part of the time.
+  bool keep_weights = true;
 };
 
 /// A site and its checkpoint tensors. GPTQ parts have every code and zero point, scales
@@ -50,7 +52,8 @@ class RandomSite {
   const LinearSite& site() const { return site_; }
   /// One a part, valid while this object lives.
   const std::vector<LinearTensors>& tensors() const { return tensors_; }
-  /// What the tensors mean, [out_features, in_features] of one part, computed before they were packed.
+  /// What the tensors mean, [out_features, in_features] of one part, computed before they were packed; only with
+  /// keep_weights.
   std::span<const float> weights(std::size_t part) const { return weights_[part]; }
 
  private:

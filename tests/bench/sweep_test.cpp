@@ -66,6 +66,7 @@ TEST(BenchResult, TravelsAsJson) {
   one.memory.file = 12345;
   one.load.tune = 0.125;
   one.load.upload = 0.25;
+  one.layers = "o_proj: nibble (small_rows M<=16, dequantised above)";
   one.device = "NVIDIA H100";
   one.planned_arena = 17;
   one.planned_workspace = 18;
@@ -79,6 +80,7 @@ TEST(BenchResult, TravelsAsJson) {
   EXPECT_EQ(back.quantisation.group_size, -1);
   EXPECT_EQ(back.total_seconds, one.total_seconds);
   EXPECT_EQ(back.cached_share, one.cached_share);
+  EXPECT_EQ(back.layers, one.layers);
   EXPECT_FALSE(back.perplexity_error.has_value());
   EXPECT_EQ(back.gpu.peak.bytes, std::size_t{81'000'000'000});
   EXPECT_EQ(back.gpu.peak.source, "process");

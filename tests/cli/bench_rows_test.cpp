@@ -64,7 +64,11 @@ BenchRow gpu_row(std::int64_t batch) {
   r.planned_bytes = 700000000;
   r.planned_arena = 60000000;
   r.planned_workspace = 40000000;
+  r.layers = "q_proj|k_proj|v_proj: cuda-old (blocks of codes M<=127, dequantised above); lm_head: dense";
+  r.load.read = 0.125;
   r.load.upload = 0.25;
+  r.load.pack = 0.5;
+  r.cached_share = 0.25;
   r.gpu.peak = {1234000000, "process"};
   r.gpu.context = 500000000;
   r.gpu.open_seconds = 0.5;
@@ -194,6 +198,13 @@ TEST(BenchRows, OnAGpuItsMemoryCounts) {
   EXPECT_EQ(cell(row, "planned_activations_mb"), "60.00");
   EXPECT_EQ(cell(row, "planned_scratch_mb"), "40.00");
   EXPECT_EQ(cell(row, "load_upload_s"), "0.250");
+  EXPECT_EQ(cell(row, "layers"),
+            "q_proj|k_proj|v_proj: cuda-old (blocks of codes M<=127, dequantised above); lm_head: dense");
+  // Loading is in the table as it is in the files.
+  const std::string table = to_markdown(bench_table({row}, "caption"));
+  for (const char* heading : {"Load: read (s)", "Load: upload (s)", "Load: pack (s)", "Files cached before (%)"})
+    EXPECT_NE(table.find(heading), std::string::npos) << heading;
+  EXPECT_EQ(table.find("Load: tune (s)"), std::string::npos) << "only --kernel auto measures";
   EXPECT_EQ(cell(row, "context_s"), "0.500");
   EXPECT_EQ(cell(row, "device"), "cuda:0");
   EXPECT_EQ(csv_row(classic_csv_columns(), classic_csv_row(row)),

@@ -413,7 +413,7 @@ TEST(CudaKvStore, HoldsWhatWasStored) {
                   } else {
                     // Half a step: of the whole row for i8, of the value's binade (or the subnormals) for e4m3.
                     const float step =
-                        cache == DType::i8 ? 0.5f * largest / 127 : std::max(std::abs(want) / 16, largest / 448 / 1024);
+                        cache == DType::i8 ? 0.5f * largest / 127 : std::max(std::abs(want) / 16, largest / 224 / 1024);
                     ASSERT_LE(std::abs(got - want), step * 1.001f) << "row " << row << " head " << head << " dim " << d;
                   }
                 }

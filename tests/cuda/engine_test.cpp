@@ -233,5 +233,16 @@ TEST(CudaEngine, DefaultModelGivesTheCpusTokens) {
   EXPECT_EQ(greedy(gpu, prompts, 48), greedy(cpu, prompts, 48));
 }
 
+TEST(CudaEngine, LoadTimesAreDivided) {
+  NIBBLE_NEEDS_GPU();
+  const Golden golden = test::read_golden("gptq_b4_column");
+  const Engine engine(std::make_shared<const Checkpoint>(golden.folder), options_for("cuda", DType::f16, "nibble"));
+  const LoadTimes& times = engine.load_times();
+  EXPECT_GT(times.upload, 0);
+  EXPECT_GT(times.pack, 0);
+  EXPECT_GE(times.read, 0);
+  EXPECT_LE(times.open + times.read + times.pack + times.upload, times.total);
+}
+
 }  // namespace
 }  // namespace nibble

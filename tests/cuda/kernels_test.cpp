@@ -1,5 +1,7 @@
 // Every registered CUDA kernel against float64, on every kind of site that it takes, in each compute type.
 #include "cuda/gpu.h"
+#include "cuda/typed_matrix.h"
+#include "kernels/output_order.h"
 #include "kernels/random_site.h"
 #include "kernels/registry.h"
 #include "kernels/verify.h"
@@ -180,6 +182,75 @@ TEST(CudaKernels, RealShapes) {
     check(
         {.in_features = inputs, .out_features = {outputs}, .weights = DType::f16, .compute = DType::f16, .seed = seed},
         {1, 8, 70}, false);
+  }
+}
+
+// A gated product that puts its outputs out in the order of the linear behind it: the two together give the same bits
+// as before, in few rows and many.
+TEST(CudaKernels, PutsOutInTheReadersOrder) {
+  NIBBLE_NEEDS_GPU();
+  Device& device = test::gpu().device();
+  const std::unique_ptr<Stream> stream = device.make_stream();
+  const LinearKernel* kernel = &kernel_named("nibble", DeviceKind::cuda);
+  for (const int bits : {2, 3, 4, 8}) {
+    for (const bool ordered : {true, false}) {
+      const DType type = bits % 2 == 0 ? DType::f16 : DType::bf16;
+      const RandomSite first({.in_features = 256,
+                              .out_features = {384, 384},
+                              .bias = bits != 8,
+                              .gptq = GptqFormat{bits, 64, true, bits == 3},
+                              .compute = type,
+                              .epilogue = {EpilogueKind::gated, ActivationKind::silu},
+                              .seed = 500});
+      const RandomSite second({.in_features = 384,
+                               .out_features = {80},
+                               .gptq = GptqFormat{bits, 128, ordered, false},
+                               .compute = type,
+                               .seed = 501});
+      const auto lower = [&](const RandomSite& random) {
+        LinearSite site = fused_site(random.site(), kernel->fit(random.site(), device.info(), 80));
+        site.x_dtype = site.y_dtype = type;
+        return site;
+      };
+      const LinearSite writes = lower(first);
+      const LinearSite reads = lower(second);
+      const std::unique_ptr<PackedLinear> writer = kernel->pack(writes, first.tensors(), device, *stream);
+      const std::unique_ptr<PackedLinear> reader = kernel->pack(reads, second.tensors(), device, *stream);
+      const auto run = [&](const LinearSite& site, const PackedLinear& packed, const MatrixRef& x, const MatrixRef& y) {
+        const std::unique_ptr<Buffer> workspace = device.allocate(kernel->workspace(site, x.rows), "a test");
+        LinearArgs args;
+        args.rows = x.rows;
+        args.x = x;
+        args.y = std::span(&y, 1);
+        args.workspace = workspace->data();
+        kernel->enqueue(packed, args, *stream);
+        stream->synchronize();
+      };
+      const auto both = [&](std::int64_t rows) {
+        test::TypedMatrix x(*stream, type, rows, 256), between(*stream, type, rows, 384), y(*stream, type, rows, 80);
+        Random numbers(6);
+        for (std::int64_t m = 0; m < rows; ++m) {
+          for (std::int64_t k = 0; k < 256; ++k) x.set(m, k, static_cast<float>(numbers.below(2001)) / 1000 - 1);
+        }
+        x.upload();
+        run(writes, *writer, x.ref(), between.ref());
+        run(reads, *reader, between.ref(), y.ref());
+        y.download();
+        std::vector<float> out;
+        for (std::int64_t m = 0; m < rows; ++m) {
+          for (std::int64_t n = 0; n < 80; ++n) out.push_back(y.at(m, n));
+        }
+        return out;
+      };
+      const std::vector<std::int64_t> row_counts = {1, 5, 16, 80};
+      std::vector<std::vector<float>> before;
+      before.reserve(row_counts.size());
+      for (const std::int64_t rows : row_counts) before.push_back(both(rows));
+      EXPECT_EQ(dynamic_cast<OutputOrder&>(*writer).put_out_for(*reader, device, *stream), ordered);
+      for (std::size_t i = 0; i < row_counts.size(); ++i)
+        EXPECT_EQ(both(row_counts[i]), before[i]) << bits << " bits, " << row_counts[i] << " rows";
+      EXPECT_FALSE(dynamic_cast<OutputOrder&>(*reader).put_out_for(*writer, device, *stream)) << "not a gated site";
+    }
   }
 }
 

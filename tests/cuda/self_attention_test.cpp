@@ -234,8 +234,11 @@ TEST_P(CudaFusedSelfAttention, RaggedBatches) {
   NIBBLE_NEEDS_GPU();
   Shape s;
   s.type = GetParam();
-  Case few(s, {3, 1, 700, 0, 17, 1, 64, 5, 129}, {}, 3);
-  few.expect_right(few.run());
+  for (const std::int64_t dim : {s.head_dim, std::int64_t{64}}) {
+    s.head_dim = dim;
+    Case few(s, {3, 1, 700, 0, 17, 1, 64, 5, 129}, {}, 3);
+    few.expect_right(few.run());
+  }
   std::vector<std::int32_t> lengths(100);
   for (std::size_t i = 0; i < lengths.size(); ++i) lengths[i] = static_cast<std::int32_t>(i) * 37 % 90;
   Case many(s, lengths, {}, 4);
@@ -253,6 +256,12 @@ TEST_P(CudaFusedSelfAttention, ManyRows) {
   s.head_dim = 64;
   Case c(s, std::vector<std::int32_t>(24, 131), {}, 6);
   c.expect_right(c.run());
+  // Keys beyond those that are copied ahead, some of them masked.
+  for (const bool causal : {false, true}) {
+    s.causal = causal;
+    Case longer(s, {700, 64, 513, 640, 1}, {700, 60, 400, 640, 1}, 7);
+    longer.expect_right(longer.run());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Gpu, CudaFusedSelfAttention, testing::Values(DType::f32, DType::f16, DType::bf16),

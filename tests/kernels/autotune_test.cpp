@@ -3,6 +3,7 @@
 #include "core/cpu_device.h"
 #include "core/error.h"
 #include "core/file.h"
+#include "core/float_convert.h"
 #include "kernels/random_site.h"
 #include "kernels/registry.h"
 
@@ -120,6 +121,59 @@ TEST(Autotune, RemembersInAFile) {
     EXPECT_GT(fast.packs, 0) << text;
   }
   std::filesystem::remove_all(folder);
+}
+
+// What a kernel is given has the types of the site, as a GPU's activations between sites are not f32.
+class Typed final : public LinearKernel {
+ public:
+  Typed(std::string name, bool fuses) : name_(std::move(name)), fuses_(fuses) {}
+  std::string_view name() const override { return name_; }
+  KernelTraits traits() const override { return {}; }
+  Fit fit(const LinearSite&, const DeviceInfo&, std::int64_t) const override { return Fit::yes(fuses_, fuses_); }
+  std::size_t packed_bytes(const LinearSite&) const override { return kMiB * 8; }
+  std::unique_ptr<PackedLinear> pack(const LinearSite&, std::span<const LinearTensors> tensors, Device&,
+                                     Stream&) const override {
+    EXPECT_FALSE(tensors.front().gptq->qweight.empty());
+    return std::make_unique<Packed>();
+  }
+  std::size_t workspace(const LinearSite&, std::int64_t) const override { return 64; }
+  Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
+  void enqueue(const PackedLinear&, const LinearArgs& args, Stream&) const override {
+    EXPECT_EQ(args.x.dtype, DType::f16);
+    EXPECT_EQ(args.y.front().dtype, DType::bf16);
+    EXPECT_EQ(args.residual.dtype, DType::bf16);
+    const auto* x = static_cast<const std::uint16_t*>(args.x.data);
+    EXPECT_EQ(half_to_float(x[0]), half_to_float(float_to_half(Random(1).normal())));
+    ++calls;
+  }
+  mutable int calls = 0;
+
+ private:
+  struct Packed final : PackedLinear {
+    std::size_t bytes() const override { return kMiB * 8; }
+  };
+  std::string name_;
+  bool fuses_;
+};
+
+TEST(Autotune, GivesKernelsTheTypesOfTheSite) {
+  LinearSite site = small_site();
+  site.x_dtype = DType::f16;
+  site.y_dtype = DType::bf16;
+  const Typed one("one", true);
+  const Typed two("two", false);
+  const std::array<const LinearKernel*, 2> both = {&one, &two};
+  Autotuner(cpu_device(), {}).choose(site, kRows, both);
+  EXPECT_GT(one.calls, 0);
+  EXPECT_GT(two.calls, 0);
+}
+
+TEST(KernelWays, AreToldByTheirRows) {
+  EXPECT_EQ(text_of({}), "");
+  const std::array<KernelWay, 1> always = {{{"dequantised", 0}}};
+  EXPECT_EQ(text_of(always), "dequantised");
+  const std::array<KernelWay, 3> three = {{{"small_rows", 16}, {"small_rows in passes of 16", 64}, {"dequantised", 0}}};
+  EXPECT_EQ(text_of(three), "small_rows M<=16, small_rows in passes of 16 M<=64, dequantised above");
 }
 
 TEST(Autotune, ChoosesAmongTheRegistered) {

@@ -1,10 +1,14 @@
 #include "core/cuda/cuda_device.h"
 
+#include "core/clock.h"
 #include "core/cuda/memory_rate.h"
 #include "core/cuda/uploader.h"
 #include "core/error.h"
 
+#include <dlfcn.h>
+
 #include <algorithm>
+#include <chrono>
 #include <string>
 
 namespace nibble {
@@ -68,6 +72,13 @@ class CudaGraph final : public Graph {
  private:
   cudaGraphExec_t exec_;
 };
+
+// The file that this code was loaded from; empty where the loader does not say.
+std::string own_file() {
+  Dl_info info{};
+  return ::dladdr(reinterpret_cast<const void*>(&check_cuda), &info) != 0 && info.dli_fname != nullptr ? info.dli_fname
+                                                                                                       : "";
+}
 
 void check_index(int index) {
   int count = 0;
@@ -157,6 +168,7 @@ CudaDevice::CudaDevice(int index) : index_(index) {
   info_.threads = multiprocessors_;
   info_.isa = "sm_" + std::to_string(capability_);
   info_.bus = cuda_bus(index);
+  info_.library = own_file();
 }
 
 CudaDevice::~CudaDevice() = default;
@@ -195,8 +207,10 @@ std::optional<MemoryRate> CudaDevice::measure_memory_rate(std::size_t footprint)
 }
 
 void CudaDevice::upload(void* to, const void* from, std::size_t bytes, Stream& stream) {
+  const auto start = std::chrono::steady_clock::now();
   if (!uploader_) uploader_ = std::make_unique<Uploader>(index_);
   uploader_->copy(to, from, bytes, cuda_stream(stream).handle());
+  upload_seconds_ += seconds_since(start);
 }
 
 std::byte* CudaDevice::staging(std::size_t bytes) {

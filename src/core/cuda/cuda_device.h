@@ -54,13 +54,14 @@ class CudaDevice final : public Device {
   std::unique_ptr<Stream> make_stream() override;
   std::optional<MemoryRate> measure_memory_rate(std::size_t footprint) override;
 
+  /// Several threads read into pinned slots, which are sent as they fill.
+  void upload(void* to, const void* from, std::size_t bytes, Stream& stream) override;
+  double upload_seconds() const override { return upload_seconds_; }
+
   int multiprocessors() const { return multiprocessors_; }
   /// 90 for compute capability 9.0.
   int capability() const { return capability_; }
 
-  /// Copies from memory that may be a mapped file: read by several threads into pinned slots, sent as they fill. The
-  /// copy is ordered before what is enqueued on `stream` after the call; `from` has been read when it returns.
-  void upload(void* to, const void* from, std::size_t bytes, Stream& stream);
   /// Memory of at least this many bytes for tensors on their way into a kernel's layout; the next call may give the
   /// same memory, so what is enqueued on one stream uses it in turn. Kept until trim().
   std::byte* staging(std::size_t bytes);
@@ -72,6 +73,7 @@ class CudaDevice final : public Device {
   int multiprocessors_ = 0;
   int capability_ = 0;
   std::unique_ptr<Uploader> uploader_;
+  double upload_seconds_ = 0;
   std::unique_ptr<Buffer> staging_;
 };
 

@@ -14,8 +14,10 @@
 namespace nibble {
 
 /// Whether a kernel may start while the one before it in the stream still runs (programmatic dependent launch,
-/// compute capability 9.0). A kernel launched so must call pdl_wait() in every thread before it reads or writes
-/// anything that an earlier kernel touches, scratch included; before that it may read only constant weights.
+/// compute capability 9.0). A kernel launched so must call pdl_wait() in every thread before it writes anything,
+/// scratch included, and before it reads what the kernel before it writes; and it must not call pdl_launch() before
+/// pdl_wait(). That way all kernels but the one right before it have completed when a kernel starts, and it may read
+/// what those wrote.
 enum class Overlap { no, yes };
 
 template <typename... Parameters, typename... Args>
@@ -42,7 +44,7 @@ __device__ __forceinline__ void pdl_wait() {
 #endif
 }
 
-/// Lets the next kernel start its part before pdl_wait(); a hint only.
+/// Lets the next kernel start its part before pdl_wait(); a hint only. After pdl_wait(), see Overlap.
 __device__ __forceinline__ void pdl_launch() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -16,7 +16,7 @@ class Uploader {
   Uploader(const Uploader&) = delete;
   Uploader& operator=(const Uploader&) = delete;
 
-  /// As CudaDevice::upload.
+  /// As Device::upload.
   void copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream);
 
  private:

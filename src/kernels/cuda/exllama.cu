@@ -165,6 +165,9 @@ class ExllamaKernel final : public LinearKernel {
     return scratch(rows, site.in_features(), most_outputs, gathers).bytes;
   }
   Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
+  std::vector<KernelWay> ways(const LinearSite&) const override {
+    return {{"blocks of codes", kGemmRows - 1}, {"dequantised", 0}};
+  }
 
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     check_f16(name(), args);

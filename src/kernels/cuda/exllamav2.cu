@@ -311,6 +311,9 @@ class ExllamaV2Kernel final : public LinearKernel {
     return most + gemm_workspace_bytes();
   }
   Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
+  std::vector<KernelWay> ways(const LinearSite&) const override {
+    return {{"blocks of codes", kMostRows}, {"dequantised", 0}};
+  }
 
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     check_f16(name(), args);

@@ -63,6 +63,15 @@ std::size_t F32SumsKernel::workspace(const LinearSite& site, std::int64_t rows) 
 
 Cost F32SumsKernel::cost(const LinearSite& site, std::int64_t rows) const { return minimal_cost(site, rows); }
 
+// Parts have different outputs: blocks are named where any part has them.
+std::vector<KernelWay> F32SumsKernel::ways(const LinearSite& site) const {
+  const bool blocks = std::any_of(site.parts.begin(), site.parts.end(), [](const LinearDesc& part) {
+    return !dequantizes(part.in_features, part.out_features, 1);
+  });
+  if (!blocks) return {{"dequantised", 0}};
+  return {{"blocks of codes", kGemmRows - 1}, {"dequantised", 0}};
+}
+
 void F32SumsKernel::enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const {
   check_f16(name(), args);
   CudaStream& cuda = cuda_stream(stream);

@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace nibble::cuda {
 
@@ -23,6 +24,7 @@ class F32SumsKernel : public LinearKernel {
                                      Stream& stream) const override;
   std::size_t workspace(const LinearSite& site, std::int64_t rows) const override;
   Cost cost(const LinearSite& site, std::int64_t rows) const override;
+  std::vector<KernelWay> ways(const LinearSite& site) const override;
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override;
 
  protected:

@@ -28,6 +28,25 @@ __global__ void __launch_bounds__(kThreads)
   to[static_cast<std::size_t>(blockIdx.y) * outputs + n] = word;
 }
 
+// A thread makes a word, `words` to a row.
+__global__ void __launch_bounds__(kThreads)
+    pack_zero_words(const std::uint16_t* __restrict__ zeros, int bits, int outputs, std::int64_t words,
+                    std::int64_t count, std::uint32_t* __restrict__ to) {
+  const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= count) return;
+  const std::int64_t group = at / words;
+  const int first_bit = static_cast<int>(at % words) * 32;
+  std::uint32_t word = 0;
+  for (int n = first_bit / bits; n * bits < first_bit + 32; ++n) {
+    const std::uint32_t zero = zeros == nullptr ? 1u << (bits - 1) : zeros[group * outputs + n];
+    const std::uint32_t stored = (zero - 1u) & ((1u << bits) - 1u);
+    // A zero point of 3 bits may have begun in the word before.
+    const int shift = n * bits - first_bit;
+    word |= shift >= 0 ? stored << shift : stored >> -shift;
+  }
+  to[at] = word;
+}
+
 // A thread has two outputs and a run of inputs: it reads and writes whole pairs.
 template <int kBits, bool kIndexed>
 __global__ void __launch_bounds__(kThreads)
@@ -110,6 +129,13 @@ void dequantize_bits(const DeviceGptq& weights, bool indexed, __half* to, CudaSt
 void sort_code_rows(const std::uint32_t* from, const DeviceGptq& to, CudaStream& stream) {
   launch(stream, dim3(blocks(to.out_features, kThreads), blocks(to.in_features, 8)), kThreads, 0, Overlap::no,
          sort_rows, from, to.row_index, to.out_features, to.codes);
+}
+
+void pack_zeros(const std::uint16_t* zeros, const DeviceGptq& shape, std::uint32_t* to, CudaStream& stream) {
+  const std::int64_t words = shape.out_features * shape.bits / 32;
+  const std::int64_t count = shape.groups * words;
+  launch(stream, blocks(count, kThreads), kThreads, 0, Overlap::no, pack_zero_words, zeros, shape.bits,
+         shape.out_features, words, count, to);
 }
 
 void dequantize(const DeviceGptq& weights, RowOrder order, __half* to, CudaStream& stream) {

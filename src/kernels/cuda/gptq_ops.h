@@ -15,6 +15,10 @@ namespace nibble::cuda {
 /// to.codes = the rows of 4-bit codes of `from` in the order of to.row_index.
 void sort_code_rows(const std::uint32_t* from, const DeviceGptq& to, CudaStream& stream);
 
+/// `to` = the zero points [shape.groups, shape.out_features] less 1, packed as v1 files have them; all the middle code
+/// where `zeros` is null. A row's zero points fill whole words.
+void pack_zeros(const std::uint16_t* zeros, const DeviceGptq& shape, std::uint32_t* to, CudaStream& stream);
+
 /// W as f16 [K, N]; with row_index null, or `sorted`, in the order in which its rows are packed. Group sizes that are
 /// not all of K must be multiples of 8.
 void dequantize(const DeviceGptq& weights, RowOrder order, __half* to, CudaStream& stream);

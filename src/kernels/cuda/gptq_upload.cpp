@@ -1,14 +1,11 @@
 #include "kernels/cuda/gptq_upload.h"
 
 #include "core/checked.h"
-#include "core/float_convert.h"
-#include "core/thread_pool.h"
 #include "formats/gptq_pack.h"
 #include "kernels/cuda/gptq_ops.h"
+#include "kernels/cuda/weights_upload.h"
 
 #include <algorithm>
-#include <numeric>
-#include <utility>
 
 namespace nibble::cuda {
 namespace {
@@ -47,26 +44,6 @@ Places places(const LinearDesc& part, RowOrder order) {
   return at;
 }
 
-// The scales as f16 and the zero points as v1 files have them, made by all threads: a 13B model has 10^8 of each.
-void pack_groups(const GptqTensors& gptq, std::vector<std::uint32_t>& zeros, std::vector<std::uint16_t>& scales) {
-  const auto outputs = static_cast<std::size_t>(gptq.out_features);
-  const auto words = static_cast<std::size_t>(packed_words(gptq.out_features, gptq.bits));
-  const unsigned mask = (1u << gptq.bits) - 1u;
-  zeros.resize(static_cast<std::size_t>(gptq.groups) * words);
-  scales.resize(static_cast<std::size_t>(gptq.groups) * outputs);
-  ThreadPool::instance().run([&](int thread, int threads) {
-    const auto [begin, end] = split_range(gptq.groups, 1, thread, threads);
-    std::vector<std::uint8_t> stored(outputs);
-    for (auto g = static_cast<std::size_t>(begin); g < static_cast<std::size_t>(end); ++g) {
-      for (std::size_t n = 0; n < outputs; ++n) {
-        stored[n] = static_cast<std::uint8_t>((gptq.zeros[g * outputs + n] - 1u) & mask);
-        scales[g * outputs + n] = float_to_half(gptq.scales[g * outputs + n]);
-      }
-      pack_codes(stored, gptq.bits, std::span(zeros).subspan(g * words, words));
-    }
-  });
-}
-
 // The codes without the columns that pad them, which copies only where there are such columns.
 std::span<const std::uint32_t> trimmed(const GptqTensors& gptq, std::vector<std::uint32_t>& copy) {
   if (gptq.qweight_columns == gptq.out_features) return gptq.qweight;
@@ -83,20 +60,40 @@ std::span<const std::uint32_t> trimmed(const GptqTensors& gptq, std::vector<std:
 
 // The inputs in the order of their groups, those of one group in their own order.
 std::vector<std::int32_t> sorted_rows(const GptqTensors& gptq) {
-  std::vector<std::int32_t> order(gptq.g_idx.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto group = [&](std::int32_t k) { return gptq.g_idx[static_cast<std::size_t>(k)]; };
-  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return group(a) < group(b); });
-  for (std::size_t p = 0; p < order.size(); ++p) {
-    const std::int64_t want = static_cast<std::int64_t>(p) / gptq.group_size;
-    if (group(order[p]) != want) {
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(gptq.groups), 0);
+  for (const std::int32_t g : gptq.g_idx) ++counts[static_cast<std::size_t>(g)];
+  for (std::size_t g = 0; g < counts.size(); ++g) {
+    if (counts[g] != gptq.group_size) {
       fail(
-          "{}.g_idx does not give each group {} inputs (sorted, place {} belongs to group {} instead of {}), which "
-          "exllama kernels count on: use --kernel cuda",
-          gptq.name, gptq.group_size, p, group(order[p]), want);
+          "{}.g_idx gives group {} {} inputs instead of the {} that exllama kernels count on for each: use --kernel "
+          "cuda",
+          gptq.name, g, counts[g], gptq.group_size);
     }
   }
+  std::vector<std::int32_t> order(gptq.g_idx.size());
+  std::vector<std::int64_t> next(counts.size());
+  for (std::size_t g = 0; g < next.size(); ++g) next[g] = static_cast<std::int64_t>(g) * gptq.group_size;
+  for (std::size_t k = 0; k < gptq.g_idx.size(); ++k) {
+    const std::int64_t place = next[static_cast<std::size_t>(gptq.g_idx[k])]++;
+    order[static_cast<std::size_t>(place)] = static_cast<std::int32_t>(k);
+  }
   return order;
+}
+
+// Scales become f16, and zero points are packed, on the GPU: a 13B model has 10^8 of each, which take this machine's
+// cores longer than their way there.
+void upload_groups(const GptqTensors& gptq, const DeviceGptq& to, std::uint32_t* zeros, __half* scales,
+                   CudaDevice& device, CudaStream& stream) {
+  const TensorView view{DType::f32, {gptq.groups, gptq.out_features}, std::as_bytes(std::span(gptq.scales))};
+  upload_as(view, DType::f16, scales, device, stream);
+  const std::uint16_t* stored = nullptr;
+  if (!gptq.sym) {
+    const std::size_t bytes = gptq.zeros.size() * sizeof(std::uint16_t);
+    std::byte* const staged = device.staging(bytes);
+    device.upload(staged, gptq.zeros.data(), bytes, stream);
+    stored = reinterpret_cast<const std::uint16_t*>(staged);
+  }
+  pack_zeros(stored, to, zeros, stream);
 }
 
 DeviceGptq upload(const LinearDesc& part, const LinearTensors& tensors, RowOrder order, CudaDevice& device,
@@ -115,13 +112,11 @@ DeviceGptq upload(const LinearDesc& part, const LinearTensors& tensors, RowOrder
     device.upload(to, std::data(values), std::size(values) * sizeof(*std::data(values)), stream);
   };
 
-  std::vector<std::uint32_t> zeros;
-  std::vector<std::uint16_t> scales;
-  pack_groups(gptq, zeros, scales);
-  send(base + at.zeros, zeros);
-  send(base + at.scales, scales);
-  out.zeros = reinterpret_cast<const std::uint32_t*>(base + at.zeros);
-  out.scales = reinterpret_cast<const __half*>(base + at.scales);
+  auto* const zeros = reinterpret_cast<std::uint32_t*>(base + at.zeros);
+  auto* const scales = reinterpret_cast<__half*>(base + at.scales);
+  upload_groups(gptq, out, zeros, scales, device, stream);
+  out.zeros = zeros;
+  out.scales = scales;
 
   const bool indexed = keeps_row_index(part, order);
   if (indexed) {
@@ -140,10 +135,9 @@ DeviceGptq upload(const LinearDesc& part, const LinearTensors& tensors, RowOrder
   const std::span<const std::uint32_t> codes = trimmed(gptq, copy);
   out.codes = reinterpret_cast<std::uint32_t*>(base + at.codes);
   if (indexed && order == RowOrder::sorted) {
-    const std::unique_ptr<Buffer> unsorted = device.allocate(codes.size_bytes(), "sorting the rows of " + part.name);
-    send(unsorted->data(), codes);
-    sort_code_rows(reinterpret_cast<const std::uint32_t*>(unsorted->data()), out, stream);
-    stream.synchronize();
+    std::byte* const unsorted = device.staging(codes.size_bytes());
+    send(unsorted, codes);
+    sort_code_rows(reinterpret_cast<const std::uint32_t*>(unsorted), out, stream);
   } else {
     send(base + at.codes, codes);
   }

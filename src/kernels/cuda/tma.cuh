@@ -1,15 +1,13 @@
 // Barriers in shared memory and copies of tiles by the tensor memory accelerator (compute capability 9.0).
 #pragma once
 
+#include "core/cuda/async_copy.cuh"
+
 #include <cuda.h>
 
 #include <cstdint>
 
 namespace nibble {
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
 
 /// The same place in the shared memory of block `rank` of the cluster.
 __device__ __forceinline__ std::uint32_t in_cluster(std::uint32_t address, std::uint32_t rank) {

@@ -418,8 +418,8 @@ inline constexpr int kBlocks = Width <= 128 ? 2 : 1;
 template <typename T, int Width>
 __global__ void __launch_bounds__(kThreads, kBlocks<Width>) tiles_kernel(const __grid_constant__ TilesParameters p) {
   extern __shared__ uint4 shared[];
-  pdl_launch();
   pdl_wait();
+  pdl_launch();
   TileAttention<T, Width>(p, *reinterpret_cast<Shared<T, Width>*>(shared)).run();
 }
 

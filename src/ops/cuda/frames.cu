@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kTogether = kThreads / kAcross;  // rows
   constexpr int kWarps = kThreads / 32;
   __shared__ double sums[2][kWarps][kColumns];
-  __shared__ float factors[3][kColumns];
+  __shared__ float factors[4][kColumns];
   pdl_wait();
   pdl_launch();
   const int s = static_cast<int>(blockIdx.y);
@@ -91,6 +91,8 @@ __global__ void __launch_bounds__(kThreads)
     factors[0][threadIdx.x] = static_cast<float>(factor);
     factors[1][threadIdx.x] = static_cast<float>(mean);
     factors[2][threadIdx.x] = p.bias[column];
+    // What f32 rounds off the mean: frames that hardly differ, far from 0, differ by little more.
+    factors[3][threadIdx.x] = static_cast<float>(mean - static_cast<double>(static_cast<float>(mean)));
   }
   __syncthreads();
   for (std::int64_t row = line; row < counted; row += kTogether) {
@@ -100,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < kWidth; ++c) {
       const int column = across * kWidth + c;
       // The difference first: what is left of a mean far from 0 would be lost in a sum.
-      values[c] = fmaf(values[c] - factors[1][column], factors[0][column], factors[2][column]);
+      values[c] = fmaf(values[c] - factors[1][column] - factors[3][column], factors[0][column], factors[2][column]);
       if (p.active) values[c] = activate_for<Y>(p.activation, values[c]);
     }
     store(y.row(begin + row) + first, values);

@@ -1,6 +1,7 @@
 // Reading and writing the KV cache (layout: kv_cache.h) and rotating heads, for the kernels that do so.
 #pragma once
 
+#include "core/cuda/async_copy.cuh"
 #include "core/cuda/launch.cuh"
 #include "ops/cuda/kv_cache.h"
 
@@ -164,13 +165,34 @@ __device__ __forceinline__ int2 pair_places(int index, const Rotation& rotation)
   return make_int2(2 * index, 2 * index + 1);
 }
 
-/// Loads a head, element 0 at `start`, and rotates it as position `position`; what was rotated is rounded to the type
-/// that it came in, so that it is what a rotation in place followed by a load would give. All lanes of a warp.
-__device__ __forceinline__ HeadPairs load_head(const void* data, std::int64_t start, DType dtype, int head_dim,
-                                               const Rotation& rotation, int position) {
+/// The cosines and sines that turn this lane's pairs; those that are not turned have none.
+struct HeadAngles {
+  float cosine[kLanePairs];
+  float sine[kLanePairs];
+};
+
+__device__ __forceinline__ HeadAngles load_angles(const Rotation& rotation, int position) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int half = rotation.dims / 2;
   const float* const angles = rotation.table + static_cast<std::int64_t>(position) * rotation.dims;
+  HeadAngles out{};
+#pragma unroll
+  for (int i = 0; i < kLanePairs; ++i) {
+    const int index = lane + 32 * i;
+    if (index < half) {
+      out.cosine[i] = angles[index];
+      out.sine[i] = angles[half + index];
+    }
+  }
+  return out;
+}
+
+/// Loads a head, element 0 at `start`, and rotates it by `angles`; what was rotated is rounded to the type that it came
+/// in, so that it is what a rotation in place followed by a load would give. All lanes of a warp.
+__device__ __forceinline__ HeadPairs load_head(const void* data, std::int64_t start, DType dtype, int head_dim,
+                                               const Rotation& rotation, const HeadAngles& angles) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int half = rotation.dims / 2;
   HeadPairs head;
 #pragma unroll
   for (int i = 0; i < kLanePairs; ++i) {
@@ -182,10 +204,8 @@ __device__ __forceinline__ HeadPairs load_head(const void* data, std::int64_t st
       a = load_as_float(data, start + at.x, dtype);
       b = load_as_float(data, start + at.y, dtype);
       if (index < half) {
-        const float cosine = angles[index];
-        const float sine = angles[half + index];
-        const float turned = __fmaf_rn(a, cosine, -__fmul_rn(b, sine));
-        b = rounded(__fmaf_rn(b, cosine, __fmul_rn(a, sine)), dtype);
+        const float turned = __fmaf_rn(a, angles.cosine[i], -__fmul_rn(b, angles.sine[i]));
+        b = rounded(__fmaf_rn(b, angles.cosine[i], __fmul_rn(a, angles.sine[i])), dtype);
         a = rounded(turned, dtype);
       }
     }
@@ -239,6 +259,60 @@ struct CodeScale {
   float scale = 1;
 };
 
+/// Scales that e4m3 tries for a row, over the octave in which the largest magnitude becomes 448 to 224: the steps of a
+/// float repeat with each octave.
+inline constexpr int kScaleTrials = 16;
+
+/// Which of the scales gives the least sum of squared errors. A few large values make up most of a key, and most of
+/// what their errors do to scores: with their steps in the right places the sum is far below that of the largest
+/// value's own scale, which makes it alone exact. All lanes of a warp; `inverse` is 448 / the largest magnitude.
+__device__ __forceinline__ int best_scale_trial(const HeadPairs& head, float inverse) {
+  static_assert(kScaleTrials == 16, "lanes 2 i and 2 i + 1 end up with trial i");
+  // 2^(-i / 16).
+  constexpr float kFactors[kScaleTrials] = {
+      1.0f,        0.95760328f, 0.91700404f, 0.87812608f, 0.84089642f, 0.80524517f, 0.77110541f, 0.73841307f,
+      0.70710678f, 0.67712777f, 0.64841978f, 0.62092891f, 0.59460356f, 0.56939432f, 0.54525387f, 0.52213689f};
+  float errors[kScaleTrials];
+#pragma unroll
+  for (int trial = 0; trial < kScaleTrials; ++trial) errors[trial] = 0;
+#pragma unroll
+  for (int i = 0; i < kLanePairs; ++i) {
+    // Heads of 64 and 128 elements have one and two pairs a lane.
+    if (!__any_sync(0xffffffffu, head.first[i] != 0 || head.second[i] != 0)) continue;
+    const float pair[2] = {head.first[i] * inverse, head.second[i] * inverse};
+#pragma unroll
+    for (int trial = 0; trial < kScaleTrials; ++trial) {
+#pragma unroll
+      for (const float value : pair) {
+        // Rounds to the 4 leading bits: what is below the least normal code counts for nothing beside the largest.
+        const float scaled = value * kFactors[trial];
+        const float shifted = __fmul_rn(scaled, 1048577.0f);  // 2^20 + 1
+        const float error = __fsub_rn(__fsub_rn(shifted, __fsub_rn(shifted, scaled)), scaled);
+        errors[trial] = __fmaf_rn(error, error, errors[trial]);
+      }
+    }
+  }
+#pragma unroll
+  for (int trial = 0; trial < kScaleTrials; ++trial) errors[trial] *= 1.0f / (kFactors[trial] * kFactors[trial]);
+  // Each step adds the halves of the warp and leaves each half with half of the trials.
+  const int lane = static_cast<int>(threadIdx.x % 32);
+#pragma unroll
+  for (int half = kScaleTrials / 2, offset = 16; half > 0; half /= 2, offset /= 2) {
+    const bool upper = (lane & offset) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float kept = upper ? errors[i + half] : errors[i];
+      const float sent = upper ? errors[i] : errors[i + half];
+      errors[i] = kept + __shfl_xor_sync(0xffffffffu, sent, offset);
+    }
+  }
+  const float sum = errors[0] + __shfl_xor_sync(0xffffffffu, errors[0], 1);
+  // Sums are not negative, so their bits are in their order; the lowest four give way to the trial.
+  const unsigned ranked = (__float_as_uint(sum) & ~15u) | static_cast<unsigned>(lane / 2);
+  return static_cast<int>(__reduce_min_sync(0xffffffffu, ranked) & 15u);
+}
+
+/// All lanes of a warp.
 template <typename Code>
 __device__ __forceinline__ CodeScale code_scale(const HeadPairs& head) {
   CodeScale result;
@@ -246,6 +320,11 @@ __device__ __forceinline__ CodeScale code_scale(const HeadPairs& head) {
     const float largest = largest_magnitude(head);
     result.scale = largest / kLargestCode<Code>;
     result.inverse = largest > 0 ? kLargestCode<Code> / largest : 0;
+    if constexpr (std::is_same_v<Code, __nv_fp8_e4m3>) {
+      const float factor = exp2f(static_cast<float>(best_scale_trial(head, result.inverse)) * (-1.0f / kScaleTrials));
+      result.scale /= factor;
+      result.inverse *= factor;
+    }
   }
   return result;
 }
@@ -263,21 +342,7 @@ __device__ __forceinline__ void write_row(const HeadPairs& head, const CodeScale
   }
 }
 
-// ---- Asynchronous copies, and arithmetic that both attention kernels share ----------------------------------------
-
-/// 16 bytes from global to shared memory, zeros instead where `wanted` is false (nothing is read then).
-__device__ __forceinline__ void copy_16(void* to_shared, const void* from, bool wanted) {
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(to_shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(wanted ? 16 : 0) : "memory");
-}
-
-__device__ __forceinline__ void copies_end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/// Waits until all but the last `Pending` groups of this thread's copies have landed.
-template <int Pending>
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
-}
+// ---- Arithmetic that both attention kernels share -----------------------------------------------------------------
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

@@ -27,15 +27,16 @@ struct StoreParameters {
 // blockIdx: row, and four of the heads of q (those to be rotated), k and v, in this order.
 template <typename Code>
 __global__ void __launch_bounds__(32 * kWarps) store_kernel(const StoreParameters p) {
-  pdl_launch();
   pdl_wait();
+  pdl_launch();
   const std::int64_t row = blockIdx.x;
   const int head_dim = p.cache.head_dim;
   int unit = static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x / 32);
   const int position = p.positions[row];
+  const HeadAngles angles = load_angles(p.rotation, position);
   if (unit < p.q_heads) {
     const std::int64_t start = row * p.q.stride + static_cast<std::int64_t>(unit) * head_dim;
-    const HeadPairs head = load_head(p.q.data, start, p.q.dtype, head_dim, p.rotation, position);
+    const HeadPairs head = load_head(p.q.data, start, p.q.dtype, head_dim, p.rotation, angles);
     each_element(head, head_dim, p.rotation,
                  [&](int place, float value) { store_float(p.q.data, start + place, p.q.dtype, value); });
     return;
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(32 * kWarps) store_kernel(const StoreParameter
   const Activations& x = is_k ? p.k : p.v;
   const Rotation rotation = is_k ? p.rotation : Rotation{};
   const HeadPairs head = load_head(x.data, row * x.stride + static_cast<std::int64_t>(kv_head) * head_dim, x.dtype,
-                                   head_dim, rotation, position);
+                                   head_dim, rotation, angles);
   const CodeScale scale = code_scale<Code>(head);
   std::byte* const base = is_k ? p.cache.k : p.cache.v;
   const int slot = p.slots[row];

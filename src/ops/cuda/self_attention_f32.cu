@@ -1,6 +1,4 @@
-// Attention of the rows of a sequence to one another in float arithmetic: a block takes 16 rows of one sequence and one
-// head, each warp four of them, and walks through the keys 32 at a time. A lane has a key while scores are computed,
-// and dimensions while values are added up.
+// Attention of the rows of a sequence to one another in float arithmetic.
 #include "ops/cuda/elements.cuh"
 #include "ops/cuda/row_tiles.cuh"
 #include "ops/cuda/self_attention_parts.h"
@@ -29,6 +27,8 @@ struct Parameters {
   bool causal;
 };
 
+// Any heads: a block takes 16 rows of one sequence and one head, each warp four of them, and walks through the keys 32
+// at a time. A lane has a key while scores are computed, and dimensions while values are added up.
 __global__ void __launch_bounds__(kThreads) self_f32_kernel(const __grid_constant__ Parameters p) {
   extern __shared__ float shared[];
   pdl_wait();
@@ -109,6 +109,187 @@ __global__ void __launch_bounds__(kThreads) self_f32_kernel(const __grid_constan
   }
 }
 
+// Heads of up to 64: a block takes 128 rows of one sequence and one head, and walks through the keys 64 at a time. A
+// thread has 8 rows by 4 keys of the scores, then the same rows by some dimensions of the sums, as products of matrices
+// have them; weights go from one to the other through shared memory.
+template <int kDim>
+struct Blocked {
+  static constexpr int kThreads = 256;  // 16 by 16
+  static constexpr int kRows = 128;
+  static constexpr int kOwnRows = kRows / 16;
+  static constexpr int kKeys = 64;
+  static constexpr int kOwnKeys = kKeys / 16;
+  static constexpr int kOwnDims = kDim / 16;
+  // [dimension or key][row or key]: four more floats than an even number of banks.
+  static constexpr int kRowStride = kRows + 4;
+  static constexpr int kKeyStride = kKeys + 4;
+  float q[kDim][kRowStride];
+  float k[kDim][kKeyStride];
+  float v[kKeys][kDim];
+  float weights[kKeys][kRowStride];
+};
+
+template <int kDim>
+__global__ void __launch_bounds__(Blocked<kDim>::kThreads, 2)
+    self_f32_blocked_kernel(const __grid_constant__ Parameters p) {
+  using B = Blocked<kDim>;
+  extern __shared__ float4 memory[];
+  B& m = *reinterpret_cast<B*>(memory);
+  pdl_wait();
+  pdl_launch();
+  const int head = static_cast<int>(blockIdx.x) % p.heads;
+  const SequenceTile tile =
+      find_sequence_tile<B::kRows>(p.row_begin, p.sequences, static_cast<int>(blockIdx.x) / p.heads);
+  if (tile.rows == 0) return;
+  const int tid = static_cast<int>(threadIdx.x);
+  const int across = tid % 16;
+  const int row0 = tid / 16 * B::kOwnRows;
+  const std::int64_t column = static_cast<std::int64_t>(head) * p.head_dim;
+  const int keys = p.valid != nullptr ? min(tile.length, p.valid[tile.sequence]) : tile.length;
+  const int first = tile.row - tile.begin + row0;  // of the thread, in the sequence
+  const int seen = p.causal ? min(keys, tile.row - tile.begin + tile.rows) : keys;
+
+  // Four elements of a row, zeros for what is not there.
+  const auto fetch = [&](const Rows<const float>& x, int row, bool wanted, int d) {
+    float4 four = make_float4(0, 0, 0, 0);
+    if (wanted && d < p.head_dim) four = *reinterpret_cast<const float4*>(x.row(row) + column + d);
+    return four;
+  };
+#pragma unroll 1
+  for (int i = tid; i < B::kRows * (kDim / 4); i += B::kThreads) {
+    const int row = i % B::kRows;
+    const int d = i / B::kRows * 4;
+    const float4 four = fetch(p.q, tile.row + row, row < tile.rows, d);
+    m.q[d][row] = four.x, m.q[d + 1][row] = four.y, m.q[d + 2][row] = four.z, m.q[d + 3][row] = four.w;
+  }
+  float out[B::kOwnRows][B::kOwnDims] = {};
+  float largest[B::kOwnRows];
+  float total[B::kOwnRows] = {};
+#pragma unroll
+  for (float& value : largest) value = -INFINITY;
+  for (int key0 = 0; key0 < seen; key0 += B::kKeys) {
+    __syncthreads();
+#pragma unroll 2
+    for (int i = tid; i < B::kKeys * (kDim / 4); i += B::kThreads) {
+      const int row = i % B::kKeys;
+      const int d = i / B::kKeys * 4;
+      const float4 four = fetch(p.k, tile.begin + key0 + row, key0 + row < keys, d);
+      m.k[d][row] = four.x, m.k[d + 1][row] = four.y, m.k[d + 2][row] = four.z, m.k[d + 3][row] = four.w;
+    }
+#pragma unroll 2
+    for (int i = tid; i < B::kKeys * (kDim / 4); i += B::kThreads) {
+      const int row = i / (kDim / 4);
+      const int d = i % (kDim / 4) * 4;
+      *reinterpret_cast<float4*>(&m.v[row][d]) = fetch(p.v, tile.begin + key0 + row, key0 + row < keys, d);
+    }
+    __syncthreads();
+    float scores[B::kOwnRows][B::kOwnKeys] = {};
+#pragma unroll 2
+    for (int d = 0; d < kDim; ++d) {
+      float q[B::kOwnRows];
+      float k[B::kOwnKeys];
+      load(&m.q[d][row0], q);
+      load(&m.k[d][across * B::kOwnKeys], k);
+#pragma unroll
+      for (int r = 0; r < B::kOwnRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < B::kOwnKeys; ++j) scores[r][j] = fmaf(q[r], k[j], scores[r][j]);
+      }
+    }
+    if (p.bias != nullptr) {
+      const float* const bias = p.bias + static_cast<std::int64_t>(head) * (2 * p.bias_reach + 1) + p.bias_reach;
+#pragma unroll
+      for (int r = 0; r < B::kOwnRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < B::kOwnKeys; ++j) {
+          const int distance = key0 + across * B::kOwnKeys + j - first - r;
+          scores[r][j] = fmaf(scores[r][j], p.scale, bias[max(-p.bias_reach, min(p.bias_reach, distance))]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < B::kOwnRows; ++r) {
+#pragma unroll
+        for (float& score : scores[r]) score *= p.scale;
+      }
+    }
+    if (key0 + B::kKeys > keys || p.causal) {
+#pragma unroll
+      for (int r = 0; r < B::kOwnRows; ++r) {
+#pragma unroll
+        for (int j = 0; j < B::kOwnKeys; ++j) {
+          const int key = key0 + across * B::kOwnKeys + j;
+          if (key >= keys || (p.causal && key > first + r)) scores[r][j] = -INFINITY;
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < B::kOwnRows; ++r) {
+      float most = largest[r];
+#pragma unroll
+      for (const float score : scores[r]) most = fmaxf(most, score);
+      // The threads of a row are half a warp.
+#pragma unroll
+      for (int offset = 8; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, offset));
+      const float offset = most == -INFINITY ? 0.0f : most;
+      const float shrink = expf(largest[r] - offset);
+      largest[r] = most;
+      total[r] *= shrink;
+#pragma unroll
+      for (float& value : out[r]) value *= shrink;
+#pragma unroll
+      for (int j = 0; j < B::kOwnKeys; ++j) {
+        const float weight = expf(scores[r][j] - offset);
+        total[r] += weight;
+        m.weights[across * B::kOwnKeys + j][row0 + r] = weight;
+      }
+    }
+    // Weights are read by the half warp that wrote them.
+    __syncwarp();
+#pragma unroll 2
+    for (int j = 0; j < B::kKeys; ++j) {
+      float weights[B::kOwnRows];
+      load(&m.weights[j][row0], weights);
+#pragma unroll
+      for (int d = 0; d < B::kOwnDims; ++d) {
+        const float value = m.v[j][across + 16 * d];
+#pragma unroll
+        for (int r = 0; r < B::kOwnRows; ++r) out[r][d] = fmaf(weights[r], value, out[r][d]);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < B::kOwnRows; ++r) {
+    float sum = total[r];
+#pragma unroll
+    for (int offset = 8; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
+    if (row0 + r >= tile.rows) continue;
+#pragma unroll
+    for (int d = 0; d < B::kOwnDims; ++d) {
+      const int at = across + 16 * d;
+      if (at < p.head_dim) p.y.row(tile.row + row0 + r)[column + at] = out[r][d] * inverse;
+    }
+  }
+}
+
+template <int kDim>
+void launch_blocked(const Parameters& p, std::int64_t rows, CudaStream& stream) {
+  const auto kernel = self_f32_blocked_kernel<kDim>;
+  constexpr std::size_t kBytes = sizeof(Blocked<kDim>);
+  static const bool configured = [&] {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)),
+               "asking for shared memory for attention");
+    return true;
+  }();
+  static_cast<void>(configured);
+  const std::int64_t tiles = rows / Blocked<kDim>::kRows + p.sequences;
+  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(Blocked<kDim>::kThreads), kBytes, Overlap::yes,
+         kernel, p);
+}
+
+bool takes_fours(const MatrixRef& x) { return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0; }
+
 }  // namespace
 
 void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream) {
@@ -126,6 +307,10 @@ void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream) {
                      dim,
                      args.scale,
                      args.causal};
+  if (dim <= 64 && dim % 4 == 0 && takes_fours(args.q) && takes_fours(args.k) && takes_fours(args.v)) {
+    if (dim <= 32) return launch_blocked<32>(p, args.map.rows, stream);
+    return launch_blocked<64>(p, args.map.rows, stream);
+  }
   const int bytes = (kRows + 2 * kKeys) * (dim | 1) * static_cast<int>(sizeof(float));
   check_cuda(cudaFuncSetAttribute(self_f32_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
              "asking for shared memory for attention");

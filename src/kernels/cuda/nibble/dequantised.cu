@@ -35,8 +35,8 @@ __device__ void store_pair(T* to, float a, float b) {
 // A warp a block: its codes as the tensor core's operands, turned by way of shared memory into rows.
 template <int BITS, int SETS, typename T>
 __global__ void dequantise_kernel(const DequantiseArgs a, T* to) {
-  pdl_launch();
   pdl_wait();
+  pdl_launch();
   __shared__ __align__(16) T tiles[kWarps][kStripRows][kBlockInputs + kTilePad];
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
@@ -94,34 +94,42 @@ __global__ void dequantise_kernel(const DequantiseArgs a, T* to) {
 }
 
 constexpr int kStageThreads = 256;
+// Of a row in shared memory: what thread blocks can have on all GPUs from compute capability 8.0 on, less some.
+constexpr std::size_t kMostKeptBytes = 96 << 10;
 
-// A thread block a row.
+// A thread block a row. Where inputs are taken out of order, the row lies in shared memory first (`keep`), times the
+// norm's weights: there that costs some turns of the banks, in the level-1 cache a turn for each line that a warp
+// meets.
 template <typename X, typename T>
 __global__ void stage_kernel(const X* x, std::int64_t stride, const std::int32_t* order, int inputs, int places,
-                             const float* norm_weight, float eps, T* to) {
-  pdl_launch();
+                             const float* norm_weight, float eps, bool keep, T* to) {
   pdl_wait();
+  pdl_launch();
+  extern __shared__ float kept[];
   __shared__ float partial[kStageThreads / 32];
   const X* row = x + static_cast<std::int64_t>(blockIdx.x) * stride;
   T* out = to + static_cast<std::int64_t>(blockIdx.x) * places;
   float factor = 1;
-  if (norm_weight != nullptr) {
+  if (norm_weight != nullptr || keep) {
     float squares = 0;
     for (int i = threadIdx.x; i < inputs; i += kStageThreads) {
       const float v = to_float(row[i]);
       squares += v * v;
+      if (keep) kept[i] = norm_weight != nullptr ? v * norm_weight[i] : v;
     }
     squares = warp_sum(squares);
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
     __syncthreads();
     squares = 0;
     for (const float p : partial) squares += p;
-    factor = rsqrtf(squares / static_cast<float>(inputs) + eps);
+    if (norm_weight != nullptr) factor = rsqrtf(squares / static_cast<float>(inputs) + eps);
   }
   for (int i = threadIdx.x; i < places; i += kStageThreads) {
     const int input = order != nullptr ? order[i] : (i < inputs ? i : -1);
     float v = 0;
-    if (input >= 0) {
+    if (input >= 0 && keep) {
+      v = kept[input] * factor;
+    } else if (input >= 0) {
       v = to_float(row[input]) * factor;
       if (norm_weight != nullptr) v *= norm_weight[input];
     }
@@ -133,8 +141,8 @@ __global__ void stage_kernel(const X* x, std::int64_t stride, const std::int32_t
 template <typename T, typename Y>
 __global__ void activate_kernel(const T* products, std::int64_t stride, int outputs, const float* bias,
                                 ActivationKind kind, Y* y, std::int64_t y_stride, std::int64_t rows) {
-  pdl_launch();
   pdl_wait();
+  pdl_launch();
   const int n = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (n >= outputs) return;
   for (std::int64_t m = blockIdx.y; m < rows; m += gridDim.y) {
@@ -229,10 +237,18 @@ void stage_inputs(const PackedSite& packed, const LinearArgs& args, DType comput
     with_type(compute, "inputs", [&](auto type) {
       using X = decltype(from);
       using T = decltype(type);
-      launch(stream, dim3(static_cast<unsigned>(args.rows)), dim3(kStageThreads), 0, Overlap::yes, stage_kernel<X, T>,
-             static_cast<const X*>(args.x.data), args.x.stride, packed.order_data(),
+      const auto kernel = stage_kernel<X, T>;
+      const std::size_t row_bytes = static_cast<std::size_t>(packed.layout.inputs) * sizeof(float);
+      const bool keep = packed.order_data() != nullptr && row_bytes <= kMostKeptBytes;
+      if (keep) {
+        check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(row_bytes)),
+                   "asking for shared memory");
+      }
+      launch(stream, dim3(static_cast<unsigned>(args.rows)), dim3(kStageThreads), keep ? row_bytes : 0, Overlap::yes,
+             kernel, static_cast<const X*>(args.x.data), args.x.stride, packed.order_data(),
              static_cast<int>(packed.layout.inputs), static_cast<int>(packed.layout.packed_inputs()),
-             norm ? args.norm_weight : nullptr, packed.site.prologue.eps, static_cast<T*>(to));
+             norm ? args.norm_weight : nullptr, packed.site.prologue.eps, keep, static_cast<T*>(to));
     });
   });
 }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <span>
+#include <vector>
 
 namespace nibble {
 namespace {
@@ -46,7 +47,8 @@ bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t r
   if (rows > kMostPassRows || site.compute == DType::f32) return false;
   // The kernel counts items, and sixteen times as many, in 32 bits.
   if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
-  return gpu::plan_small_rows(layout, std::min(rows, kMostSmallRows), device).fits;
+  const bool norm = site.prologue.kind == PrologueKind::rms_norm;
+  return gpu::plan_small_rows(layout, std::min(rows, kMostSmallRows), device, norm, 0).fits;
 }
 
 MatrixRef rows_from(MatrixRef m, std::int64_t first, std::int64_t rows) {
@@ -96,6 +98,17 @@ class NibbleKernel final : public PackedKernel {
                ? gpu::staged_rows_bytes(layout, std::min(rows, kMostSmallRows))
                : gpu::dequantised_workspace(site, layout, rows);
   }
+  std::vector<KernelWay> ways(const LinearSite& site) const override {
+    const PackedLayout layout = gpu::layout_of(site);
+    const gpu::SmallRowsDevice device = gpu::small_rows_device();
+    std::int64_t most = 0;
+    while (most < kMostPassRows && few_rows(site, layout, most + 1, device)) ++most;
+    std::vector<KernelWay> out;
+    if (most > 0) out.push_back({"small_rows", std::min(most, kMostSmallRows)});
+    if (most > kMostSmallRows) out.push_back({"small_rows in passes of 16", most});
+    out.push_back({"dequantised", 0});
+    return out;
+  }
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     const auto& site = static_cast<const PackedSite&>(packed);
     if (few_rows(site.site, site.layout, args.rows, site.small_rows_device)) {
@@ -111,12 +124,12 @@ class DequantKernel final : public PackedKernel {
   std::string_view name() const override { return "dequant"; }
   KernelTraits traits() const override {
     return {.summary = "writes weights out as f16, bf16 or f32, then multiplies by cuBLASLt: for many rows",
-            .accumulate = "f32",
-            .in_auto = false};
+            .accumulate = "f32"};
   }
   std::size_t workspace(const LinearSite& site, std::int64_t rows) const override {
     return gpu::dequantised_workspace(site, gpu::layout_of(site), rows);
   }
+  std::vector<KernelWay> ways(const LinearSite&) const override { return {{"dequantised", 0}}; }
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     gpu::dequantised(static_cast<const PackedSite&>(packed), args, cuda_stream(stream));
   }

@@ -4,6 +4,7 @@
 #include "core/cuda/cuda_device.h"
 #include "kernels/cuda/nibble/layout.h"
 #include "kernels/linear_kernel.h"
+#include "kernels/output_order.h"
 
 #include <array>
 #include <cstdint>
@@ -21,7 +22,7 @@ struct SmallRowsDevice {
 /// Of the current GPU.
 SmallRowsDevice small_rows_device();
 
-class PackedSite final : public PackedLinear {
+class PackedSite final : public PackedLinear, public OutputOrder {
  public:
   LinearSite site;
   PackedLayout layout;
@@ -32,6 +33,8 @@ class PackedSite final : public PackedLinear {
   std::unique_ptr<Buffer> bias;    // f32, parts one after another; null where there is none
   std::unique_ptr<Buffer> y_bias;  // the same in the outputs' type, for cuBLASLt; null where that is f32 or gated
   std::size_t bytes() const override;
+  /// Of gated sites, before readers whose inputs fill whole blocks.
+  bool put_out_for(PackedLinear& reader, Device& device, Stream& stream) override;
 
   const std::int32_t* order_data() const {
     return order ? reinterpret_cast<const std::int32_t*>(order->data()) : nullptr;
@@ -47,7 +50,8 @@ std::size_t packed_site_bytes(const LinearSite& site);
 
 // --- Up to kMostSmallRows rows: weights stream once through the tensor cores. f16 and bf16.
 constexpr std::int64_t kMostSmallRows = 16;
-/// Prologue, product and epilogue in one kernel (two with act-order); only where plan_small_rows() fits.
+/// Prologue, product and epilogue in one kernel (two where inputs out of order are too many for shared memory); only
+/// where plan_small_rows() fits.
 void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream);
 
 // --- Any number of rows: weights are written out, then cuBLASLt multiplies.

@@ -7,11 +7,12 @@
 // The kernel lives for some ten microseconds. While the kernel before it ends, it fills its rings with weights; what it
 // does beside the weights is kept short, in instructions too, which are fetched anew each time.
 #include "core/checked.h"
+#include "core/cuda/cluster.cuh"
 #include "core/cuda/launch.cuh"
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/nibble/fragments.cuh"
 #include "kernels/cuda/nibble/small_rows.h"
-#include "kernels/cuda/nibble/stage_chunk.cuh"
+#include "kernels/cuda/nibble/stage_slice.cuh"
 #include "kernels/cuda/nibble/weight_ring.cuh"
 
 #include <algorithm>
@@ -21,198 +22,11 @@
 namespace nibble::gpu {
 namespace {
 
-// Chunks of inputs that a lane has under way while it stages. With two tiles of tokens it has many, and each round
-// takes a latency; with one, more would only be more code.
-template <int TILES>
-constexpr int kChunksAtOnce = TILES == 1 ? 2 : 5;
-
-struct Shared {
-  std::uint64_t rings[kSmallWarps][kMostStages];
-  std::uint64_t inputs;                          // what a kernel before this one has staged
-  std::uint64_t pieces;                          // of the cluster's thread blocks
-  float squares[kSmallWarps];                    // of what each warp has staged
-  float all_squares[kMostCluster][kMostTokens];  // of each thread block's slice
-  int first_pair[kSmallWarps];                   // of which a warp has a piece
-  int last_pair[kSmallWarps];
-  std::uint8_t first_warp[kMostPairs];  // that has a piece of a pair
-  std::uint8_t last_warp[kMostPairs];
-};
-static_assert(sizeof(Shared) <= kSmallFixedBytes);
-
 __device__ __forceinline__ void multiply_add(float (&d)[4], const FragmentA& a, std::uint32_t b0, std::uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a.x[0]), "r"(a.x[1]), "r"(a.x[2]), "r"(a.x[3]), "r"(b0), "r"(b1));
-}
-
-// --- Clusters --------------------------------------------------------------------------------------------------------
-
-// The thread blocks of the cluster have started and set up their barriers once all have come here.
-__device__ __forceinline__ void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ std::uint32_t shared_address(const void* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// The address of `here` in the shared memory of another thread block of the cluster.
-__device__ __forceinline__ std::uint32_t remote_address(const void* here, int rank) {
-  std::uint32_t address = shared_address(here);
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
-#endif
-  return address;
-}
-
-// Sends to a thread block of the cluster, to the place that `here` is in this one; its barrier counts the bytes.
-__device__ __forceinline__ void send(const void* here, int rank, const std::uint64_t* barrier, float4 v) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                   remote_address(here, rank)),
-               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_address(barrier, rank))
-               : "memory");
-#endif
-}
-
-__device__ __forceinline__ void send(const void* here, int rank, const std::uint64_t* barrier, float v) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
-                   remote_address(here, rank)),
-               "f"(v), "r"(remote_address(barrier, rank))
-               : "memory");
-#endif
-}
-
-// --- Inputs ----------------------------------------------------------------------------------------------------------
-
-// 8 inputs as they lie in memory: f32, or two 16-bit values a word.
-struct RawChunk {
-  uint4 word[2];
-};
-
-__device__ __forceinline__ RawChunk load_raw(const SmallRowsArgs& a, int token, int chunk) {
-  RawChunk out;
-  const std::int64_t at = token * a.x_stride + chunk * kChunkInputs;
-  if (a.x_dtype == DType::f32) {
-    const auto* from = reinterpret_cast<const uint4*>(static_cast<const float*>(a.x) + at);
-    out.word[0] = __ldcg(from);
-    out.word[1] = __ldcg(from + 1);
-  } else {
-    out.word[0] = __ldcg(reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(a.x) + at));
-    out.word[1] = make_uint4(0, 0, 0, 0);
-  }
-  return out;
-}
-
-__device__ __forceinline__ void widen(const SmallRowsArgs& a, const RawChunk& raw, float (&v)[kChunkInputs]) {
-  const uint4 p = raw.word[0];
-  const uint4 q = raw.word[1];
-  const std::uint32_t words[kChunkInputs] = {p.x, p.y, p.z, p.w, q.x, q.y, q.z, q.w};
-  if (a.x_dtype == DType::f32) {
-#pragma unroll
-    for (int i = 0; i < kChunkInputs; ++i) v[i] = __uint_as_float(words[i]);
-  } else {
-    const bool half = a.x_dtype == DType::f16;
-#pragma unroll
-    for (int i = 0; i < kChunkInputs; ++i) v[i] = widen_half(words[i / 2] >> (i % 2 * 16) & 0xffffu, half);
-  }
-}
-
-// The norm's weights of a chunk.
-__device__ __forceinline__ void multiply_norm(const SmallRowsArgs& a, int chunk, float (&v)[kChunkInputs]) {
-  const auto* weights = reinterpret_cast<const float4*>(a.norm_weight + chunk * kChunkInputs);
-  const float4 p = __ldg(weights);
-  const float4 q = __ldg(weights + 1);
-  v[0] *= p.x, v[1] *= p.y, v[2] *= p.z, v[3] *= p.w, v[4] *= q.x, v[5] *= q.y, v[6] *= q.z, v[7] *= q.w;
-}
-
-// What this thread block stages itself: the warps are divided among the tokens.
-template <int BITS, int TILES, int SETS>
-__device__ __forceinline__ void stage_slice(const SmallRowsArgs& a, Shared& shared, int first_block, int blocks,
-                                            std::byte* inputs, float* sums, float* factors) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int log_tokens = 32 - __clz(a.rows - 1);  // of a power of two
-  const int ways = kSmallWarps >> log_tokens;
-  const int token = warp >> (4 - log_tokens);
-  constexpr int kAtOnce = kChunksAtOnce<TILES>;
-  float squares = 0;
-  // A warp takes two blocks at a time.
-#pragma unroll 1
-  for (int pair = warp & (ways - 1); token < a.rows && 2 * pair < blocks; pair += ways * kAtOnce) {
-    RawChunk raw[kAtOnce];
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const int chunk = (pair + u * ways) * 32 + lane;
-      if (chunk >= blocks * kBlockChunks) break;
-      raw[u] = load_raw(a, token, first_block * kBlockChunks + chunk);
-    }
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      const int block = 2 * (pair + u * ways) + lane / kBlockChunks;
-      if (2 * (pair + u * ways) >= blocks) break;
-      const bool active = block < blocks;
-      const int chunk = lane % kBlockChunks;
-      float v[kChunkInputs];
-      widen(a, raw[u], v);
-      if (!active) {
-#pragma unroll
-        for (int i = 0; i < kChunkInputs; ++i) v[i] = 0;
-      }
-#pragma unroll
-      for (int i = 0; i < kChunkInputs; ++i) squares += v[i] * v[i];
-      if (a.norm_weight != nullptr && active) multiply_norm(a, (first_block + block) * kBlockChunks + chunk, v);
-      stage_chunk(v, chunk, BITS, SETS, a.rows, token, active, inputs + block * 4 * staged_pair_bytes(a.rows),
-                  sums + block * SETS * staged_tokens(a.rows), factors + block * staged_tokens(a.rows));
-    }
-  }
-  squares = warp_sum(squares);
-  if (lane == 0) shared.squares[warp] = squares;
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < a.rows) {
-    float sum = 0;
-    for (int w = 0; w < ways; ++w) sum += shared.squares[static_cast<int>(threadIdx.x) * ways + w];
-    shared.all_squares[blockIdx.x & ((1u << a.shares.log_cluster) - 1u)][threadIdx.x] = sum;
-  }
-}
-
-// What a kernel before this one has staged.
-template <int SETS>
-__device__ __forceinline__ void load_slice(const SmallRowsArgs& a, Shared& shared, int first_block, int blocks,
-                                           std::byte* inputs, float* sums, float* factors) {
-  const int block_bytes = 4 * staged_pair_bytes(a.rows);
-  const std::byte* from = a.staged.inputs + static_cast<std::int64_t>(first_block) * block_bytes;
-  const int bytes = blocks * block_bytes;
-#if __CUDA_ARCH__ >= 900
-  if (threadIdx.x == 0) bulk_copy(shared_address(inputs), from, bytes, shared_address(&shared.inputs));
-#else
-  for (int i = static_cast<int>(threadIdx.x) * 16; i < bytes; i += kSmallThreads * 16)
-    *reinterpret_cast<uint4*>(inputs + i) = __ldcg(reinterpret_cast<const uint4*>(from + i));
-#endif
-  const int tokens = staged_tokens(a.rows);
-  const int first = first_block * tokens;
-  for (int i = static_cast<int>(threadIdx.x); i < blocks * SETS * tokens; i += kSmallThreads)
-    sums[i] = __ldcg(a.staged.sums + first * SETS + i);
-  for (int i = static_cast<int>(threadIdx.x); i < blocks * tokens; i += kSmallThreads)
-    factors[i] = __ldcg(a.staged.factors + first + i);
-  if (a.norm_weight != nullptr && static_cast<int>(threadIdx.x) < a.rows) {
-    float sum = 0;
-    for (int part = 0; part < a.staged_parts; ++part) sum += __ldcg(a.staged.squares + part * a.rows + threadIdx.x);
-    shared.all_squares[0][threadIdx.x] = sum;
-  }
-#if __CUDA_ARCH__ >= 900
-  wait_barrier(shared_address(&shared.inputs), 0);
-#endif
 }
 
 // --- Products --------------------------------------------------------------------------------------------------------
@@ -420,6 +234,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   std::byte* slots = inputs + a.inputs_bytes + a.sums_bytes;
   // [thread block of the cluster][group] 32 lanes of float4
   std::byte* received = a.overlaid ? inputs : slots + a.slots_bytes;
+  const Tables tables(a, memory + a.tables_at);
   // Barriers are many, so each thread sets up one of them.
   if (threadIdx.x < kSmallWarps * kMostStages + 2) init_barrier(shared_address(&shared.rings[0][0] + threadIdx.x));
   __syncthreads();
@@ -449,13 +264,10 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
       from += (a.shares.blocks - blocks) * item_bytes;
     }
   };
+  const bool stages_itself = a.staged.inputs == nullptr;
+  if (stages_itself) tables.ask(a, first_block, blocks);
 #pragma unroll 1
   for (int i = 0; i < a.early_stages; ++i) fill();
-  if (a.norm_weight != nullptr && a.staged.inputs == nullptr &&
-      static_cast<int>(threadIdx.x) * 32 < blocks * kBlockInputs) {
-    // A line of 128 bytes a thread: 16384 inputs. What is beyond comes a little later.
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.norm_weight + first_block * kBlockInputs + threadIdx.x * 32));
-  }
   // The groups of 32 lanes' sums, strips of pairs and tiles of strips, of which the cluster's thread blocks finish one
   // in turn.
   const int groups = pairs * 2 * TILES;
@@ -464,22 +276,26 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0) {
       const int own = (groups - rank + (1 << log) - 1) >> log;
-      const int norms = a.norm_weight != nullptr && a.staged.inputs == nullptr ? a.rows * 4 : 0;
+      const int norms = a.norm_weight != nullptr && stages_itself ? a.rows * 4 : 0;
       expect_bytes(shared_address(&shared.pieces), (own * 512 + norms) << log);
     }
 #endif
     if (!a.overlaid) cluster_arrive();
   }
+  if (log > 0 && !a.overlaid) cluster_wait();
+  pdl_wait();
   // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
   pdl_launch();
-  pdl_wait();
-  if (a.staged.inputs != nullptr) {
-    load_slice<SETS>(a, shared, first_block, blocks, inputs, sums, factors);
-  } else {
-    stage_slice<BITS, TILES, SETS>(a, shared, first_block, blocks, inputs, sums, factors);
-  }
+  const auto fill_up = [&] {
 #pragma unroll 1
-  for (int i = a.early_stages; i < a.stages; ++i) fill();
+    for (int i = a.early_stages; i < a.stages; ++i) fill();
+  };
+  if (stages_itself) {
+    stage_slice<BITS, TILES, SETS>(a, shared, tables, first_block, blocks, inputs, sums, factors, fill_up);
+  } else {
+    load_slice<SETS>(a, shared, first_block, blocks, inputs, sums, factors);
+    fill_up();
+  }
   __syncthreads();
 
   int token_at[TILES];
@@ -524,9 +340,9 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   if (lane == 0) shared.last_pair[warp] = end > begin ? pair : -1;
 
   __syncthreads();
-  // Nobody sends before the others have started, or where it goes to the inputs' place, before they have read those.
-  if (log > 0) {
-    if (a.overlaid) cluster_arrive();
+  // Where what is sent goes to the inputs' place, nobody sends before the others have read those.
+  if (log > 0 && a.overlaid) {
+    cluster_arrive();
     cluster_wait();
   }
 #pragma unroll 1
@@ -549,8 +365,8 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
       *reinterpret_cast<float4*>(to) = sum;  // for this lane itself
     }
   }
-  if (log > 0 && a.norm_weight != nullptr && a.staged.inputs == nullptr &&
-      static_cast<int>(threadIdx.x) < kMostTokens << log && static_cast<int>(threadIdx.x) % kMostTokens < a.rows) {
+  if (log > 0 && a.norm_weight != nullptr && stages_itself && static_cast<int>(threadIdx.x) < kMostTokens << log &&
+      static_cast<int>(threadIdx.x) % kMostTokens < a.rows) {
     const float* squares = &shared.all_squares[rank][threadIdx.x % kMostTokens];
     send(squares, static_cast<int>(threadIdx.x) / kMostTokens, &shared.pieces, *squares);
   }
@@ -680,7 +496,13 @@ WeightShares shares_of(const PackedSite& packed, const SmallRowsPlan& plan) {
 void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream) {
   const PackedLayout& layout = packed.layout;
   const LinearSite& site = packed.site;
-  const SmallRowsPlan plan = plan_small_rows(layout, args.rows, packed.small_rows_device);
+  const bool norm = site.prologue.kind == PrologueKind::rms_norm;
+  const std::int64_t row_bytes = layout.inputs * static_cast<std::int64_t>(bytes_of(args.x.dtype));
+  const bool aligned = reinterpret_cast<std::uintptr_t>(args.x.data) % 16 == 0 && row_bytes % 16 == 0 &&
+                       static_cast<std::size_t>(args.x.stride) * bytes_of(args.x.dtype) % 16 == 0;
+  const bool ordered = packed.order_data() != nullptr;
+  const SmallRowsPlan plan =
+      plan_small_rows(layout, args.rows, packed.small_rows_device, norm, ordered && aligned ? row_bytes : 0);
   SmallRowsArgs a;
   a.shares = shares_of(packed, plan);
   a.strips = static_cast<int>(layout.strips());
@@ -691,18 +513,21 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
   a.x_dtype = args.x.dtype;
   a.x_stride = args.x.stride;
   a.inputs = static_cast<int>(layout.inputs);
-  if (site.prologue.kind == PrologueKind::rms_norm) {
+  if (norm) {
     a.norm_weight = args.norm_weight;
     a.norm_eps = site.prologue.eps;
   }
-  const bool direct = packed.order_data() == nullptr && layout.packed_inputs() == layout.inputs &&
-                      reinterpret_cast<std::uintptr_t>(args.x.data) % 16 == 0 &&
-                      static_cast<std::size_t>(args.x.stride) * bytes_of(args.x.dtype) % 16 == 0;
-  if (!direct) {
+  if (ordered ? plan.picks : aligned && layout.packed_inputs() == layout.inputs) {
+    a.order = packed.order_data();
+  } else {
     a.staged = staged_rows(layout, args.rows, args.workspace);
     a.staged_parts = stage_parts(layout);
     stage_small_rows(packed, args, a.staged, stream);
   }
+  a.row_bytes = static_cast<int>(row_bytes);
+  a.slice_inputs = plan.slice_inputs;
+  a.norm_inputs = !norm ? 0 : a.order != nullptr ? a.inputs : plan.slice_inputs;
+  a.tables_at = static_cast<int>(plan.tables_at);
   a.stages = plan.stages;
   a.early_stages = plan.early_stages;
   a.slots = plan.slots;

@@ -65,6 +65,8 @@ struct SmallRowsArgs {
   const void* x = nullptr;
   DType x_dtype = DType::f16;
   std::int64_t x_stride = 0;
+  const std::int32_t* order = nullptr;  // InputOrder::inputs, to pick inputs by; null: as they lie, or staged
+  int row_bytes = 0;                    // of x
   StagedRows staged;
   int staged_parts = 0;                // of staged.squares
   int inputs = 0;                      // what the mean of squares is taken over
@@ -72,8 +74,11 @@ struct SmallRowsArgs {
   float norm_eps = 0;
 
   int stages = 0;        // of each warp's ring
-  int early_stages = 0;  // filled before the inputs are there
+  int early_stages = 0;  // filled before the inputs are asked for
   int slots = 0;         // pieces that a warp leaves beside its last
+  int slice_inputs = 0;  // at most
+  int norm_inputs = 0;   // of which there are the norm's weights in shared memory
+  int tables_at = 0;     // bytes from the start of shared memory
   int groups = 0;
   int inputs_bytes = 0;
   int sums_bytes = 0;
@@ -108,9 +113,14 @@ struct SmallRowsPlan {
   std::size_t sums_bytes = 0;    // and factors
   std::size_t slots_bytes = 0;
   bool overlaid = false;  // what a cluster sends goes to the inputs' place, where there is no other
+  int slice_inputs = 0;   // at most
+  std::size_t tables_at = 0;
+  bool picks = false;  // inputs out of order from rows in shared memory: there is room for them
   std::size_t shared_bytes = 0;
 };
-SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device);
+/// `norm`: the site has one; `picked_row_bytes`: of a row whose inputs are picked out of order, 0 where none are.
+SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device, bool norm,
+                              std::int64_t picked_row_bytes);
 
 /// Where stage_small_rows() puts its results in the workspace, and how much of that it takes.
 StagedRows staged_rows(const PackedLayout& layout, std::int64_t rows, std::byte* workspace);

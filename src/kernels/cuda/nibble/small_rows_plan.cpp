@@ -7,7 +7,8 @@
 
 namespace nibble::gpu {
 
-SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device) {
+SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device, bool norm,
+                              std::int64_t picked_row_bytes) {
   SmallRowsPlan best;
   double least = 0;
   const auto m = static_cast<int>(rows);
@@ -30,7 +31,10 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
     plan.groups = static_cast<int>(ceil_div(units * 2 * plan.tiles, cluster));
     plan.slots_bytes = static_cast<std::size_t>(kSmallWarps * plan.slots) * piece;
     const std::size_t received = static_cast<std::size_t>(plan.groups * cluster * 512);
-    const std::size_t fixed = kSmallFixedBytes + plan.sums_bytes + plan.slots_bytes;
+    plan.slice_inputs = static_cast<int>(blocks) * kBlockInputs;
+    const std::size_t slice_table = static_cast<std::size_t>(plan.slice_inputs) * 4;
+    const std::size_t norm_slice = norm ? slice_table : 0;
+    const std::size_t fixed = kSmallFixedBytes + plan.sums_bytes + plan.slots_bytes + norm_slice;
     const std::size_t stage =
         static_cast<std::size_t>(kSmallWarps) * 2 * static_cast<std::size_t>(layout.block_bytes());
     const auto room = static_cast<std::size_t>(device.shared_bytes);
@@ -38,8 +42,15 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
     if (plan.overlaid) plan.inputs_bytes = std::max(plan.inputs_bytes, received);
     const std::size_t kept = fixed + plan.inputs_bytes + (plan.overlaid ? 0 : received);
     if (kept + 2 * stage > room || units > kMostPairs) continue;
-    plan.stages = static_cast<int>(std::min<std::size_t>(kMostStages, (room - kept) / stage));
-    plan.shared_bytes = kept + static_cast<std::size_t>(plan.stages) * stage;
+    // Picked inputs want rows and the norm's weights whole, and the order of the slice: worth stages of the rings.
+    const std::size_t all_norm = norm ? static_cast<std::size_t>(layout.inputs) * 4 : 0;
+    const std::size_t picked =
+        slice_table + static_cast<std::size_t>(rows * picked_row_bytes) + std::max(all_norm, norm_slice) - norm_slice;
+    plan.picks = picked_row_bytes > 0 && kept + 2 * stage + picked <= room;
+    const std::size_t tables = plan.picks ? picked : 0;
+    plan.stages = static_cast<int>(std::min<std::size_t>(kMostStages, (room - kept - tables) / stage));
+    plan.tables_at = kept - norm_slice + static_cast<std::size_t>(plan.stages) * stage;
+    plan.shared_bytes = plan.tables_at + norm_slice + tables;
     plan.fits = true;
     // Early stages keep the copy engine, which takes some forty requests and then lets warps wait, from letting them go
     // on to the inputs: that is worth it where there is much to read.

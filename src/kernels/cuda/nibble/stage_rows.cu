@@ -34,7 +34,6 @@ __global__ __launch_bounds__(kThreads) void stage_kernel(const __grid_constant__
   const int chunk = static_cast<int>(threadIdx.x) % kBlockChunks;
   const int block = static_cast<int>(blockIdx.y) * kPartBlocks + static_cast<int>(threadIdx.x) / kBlockChunks;
   const bool active = block < a.blocks;
-  pdl_launch();
   // What no kernel before this one writes comes first.
   int input[kChunkInputs];
   float weight[kChunkInputs];
@@ -46,6 +45,7 @@ __global__ __launch_bounds__(kThreads) void stage_kernel(const __grid_constant__
 #pragma unroll
   for (int i = 0; i < kChunkInputs; ++i) weight[i] = a.norm_weight != nullptr ? a.norm_weight[max(input[i], 0)] : 1.0f;
   pdl_wait();
+  pdl_launch();
   float v[kChunkInputs];
   float squares = 0;
 #pragma unroll

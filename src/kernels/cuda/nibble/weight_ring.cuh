@@ -3,50 +3,12 @@
 // barrier of the block in the stream.
 #pragma once
 
+#include "core/cuda/cluster.cuh"
+
 #include <cstddef>
 #include <cstdint>
 
 namespace nibble::gpu {
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-/// Tells a barrier of one arrival to expect bytes, from a copy or from others.
-__device__ __forceinline__ void expect_bytes(std::uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-/// Tells a barrier of one arrival to expect the bytes, and copies them; both multiples of 16, aligned to 16.
-__device__ __forceinline__ void bulk_copy(std::uint32_t to, const std::byte* from, int bytes, std::uint32_t barrier) {
-  expect_bytes(barrier, bytes);
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
-
-__device__ __forceinline__ void wait_barrier(std::uint32_t barrier, std::uint32_t parity) {
-  std::uint32_t done = 0;
-  while (done == 0) {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n"
-        "}\n"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  }
-}
-#endif
-
-/// Sets up a barrier of one arrival (nothing before compute capability 9.0).
-__device__ __forceinline__ void init_barrier(std::uint32_t barrier) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#else
-  static_cast<void>(barrier);
-#endif
-}
 
 class WeightRing {
  public:
@@ -65,7 +27,7 @@ class WeightRing {
   __device__ __forceinline__ void fill(const std::byte* from, bool any) {
     const std::uint32_t to = stages_ + static_cast<std::uint32_t>(fill_ * bytes_);
 #if __CUDA_ARCH__ >= 900
-    if (any && lane_ == 0) bulk_copy(to, from, bytes_, barriers_ + 8 * fill_);
+    if (any && lane_ == 0) bulk_copy(to, from, bytes_, barriers_ + 8 * fill_, passing_policy());
 #else
     for (int i = lane_ * 16; any && i < bytes_; i += 32 * 16)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + i), "l"(from + i) : "memory");
