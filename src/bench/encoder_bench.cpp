@@ -4,6 +4,7 @@
 #include "bench/gpu_watch.h"
 #include "bench/memory.h"
 #include "bench/nvml.h"
+#include "bench/statistics.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -184,6 +185,7 @@ struct EncoderBench::Impl {
   std::size_t memory_now() const { return nvml ? gpu_memory_now(*nvml, 0).bytes : resident_memory().anonymous; }
   bool text() const { return !fast->program().image && !fast->program().audio; }
   EncoderPathResult warm_up(EncoderEngine& engine, const BenchBatch& batch, EncoderResult& result) const;
+  std::optional<double> copy_seconds(const BenchBatch& batch) const;
 };
 
 // A cell's batch: of tokens, of images, or of recordings.
@@ -230,12 +232,14 @@ struct BenchBatch {
 
   std::span<float> take(Device& device, std::int64_t count) {
     const auto values = static_cast<std::size_t>(count);
+    bytes = values * sizeof(float);
     memory = device.allocate_staging(values * sizeof(float));
     return {reinterpret_cast<float*>(memory->data()), values};
   }
 
   std::vector<std::int32_t> ids;
   std::unique_ptr<Buffer> memory;  // of pixels or sound
+  std::size_t bytes = 0;           // of them
   EncoderBatch tokens;             // of images and audio: its lengths only
   ImageBatch images;
   AudioBatch audio;
@@ -259,6 +263,23 @@ EncoderPathResult EncoderBench::Impl::warm_up(EncoderEngine& engine, const Bench
   out.planned_memory = engine.plan().weights + engine.plan().arena + engine.plan().workspace;
   out.peak_memory = gpu() && !nvml ? out.planned_memory : engine.plan().weights + (peak > before ? peak - before : 0);
   return out;
+}
+
+std::optional<double> EncoderBench::Impl::copy_seconds(const BenchBatch& batch) const {
+  if (!gpu() || batch.bytes == 0) return std::nullopt;
+  constexpr int kCopies = 5;
+  Device& device = fast->device();
+  const std::unique_ptr<Stream> stream = device.make_stream();
+  const std::unique_ptr<Buffer> there = device.allocate(batch.bytes, "timing the copy of a batch");
+  std::vector<double> seconds;
+  seconds.reserve(kCopies);
+  for (int i = 0; i < kCopies; ++i) {
+    const Clock::time_point start = Clock::now();
+    stream->copy_to_device(there->data(), batch.memory->data(), batch.bytes);
+    stream->synchronize();
+    seconds.push_back(seconds_since(start));
+  }
+  return statistics_of(seconds).median;
 }
 
 EncoderBench::EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderBenchOptions& options)
@@ -322,6 +343,7 @@ EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function
       progress(m.options.seconds > 0 ? std::max(of_rounds, std::min(1.0, spent / m.options.seconds)) : of_rounds);
     }
     if (run) out.gpu = run->finish();
+    out.copy = m.copy_seconds(batch);
   } catch (const Error& error) {
     out.error = error.what();
   }

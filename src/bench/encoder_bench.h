@@ -91,6 +91,8 @@ struct EncoderCellResult {
   double difference = 0;  // of the paths' hidden states, rows of padding left out: the largest, of the largest value
   Cost cost;              // the least that the useful tokens need
   GpuRun gpu;             // what the GPU did while the paths were timed
+  // Seconds that copying the pixels or sound of the batch to a GPU takes by itself, a part of each pass's time.
+  std::optional<double> copy;
 };
 
 /// Times a model on a GPU from its inputs in host memory that the device copies from at its own speed (ids, pixels,

@@ -107,6 +107,8 @@ std::vector<Field> fields(const EncoderRow& row) {
            if_measured(eager.count > 0, megabytes(row.result.eager.planned_memory))},
           {{"fast_planned_mb", "Fast planned (MB)", 1}, if_measured(timed, megabytes(row.result.fast.planned_memory))},
           {{"difference", "Difference of paths", 7}, if_measured(eager.count > 0, row.result.difference)},
+          {{"copy_ms", "Copy of inputs (ms)", 3},
+           if_measured(row.result.copy.has_value(), row.result.copy.value_or(0) * 1e3)},
           {{"started", "Started"}, row.started},
       });
   std::vector<Field> gpu = gpu_fields(row.result.gpu);
@@ -129,7 +131,7 @@ std::vector<Column> columns_of(std::vector<Field> all) {
 }
 
 // In the order of the printed table.
-constexpr std::array<ShownColumn, 15> kShown = {{{"batch_size", true},
+constexpr std::array<ShownColumn, 16> kShown = {{{"batch_size", true},
                                                  {"seq_len", true},
                                                  {"padding_percent", true},
                                                  {"dtype", false},
@@ -140,6 +142,7 @@ constexpr std::array<ShownColumn, 15> kShown = {{{"batch_size", true},
                                                  {"fast_tok_s", true},
                                                  {"fast_gflop_s", true},
                                                  {"gemm_share_percent", true},
+                                                 {"copy_ms", true},
                                                  {"mem_eager_mb", true},
                                                  {"mem_bt_mb", true},
                                                  {"status", false},

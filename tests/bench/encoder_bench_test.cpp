@@ -95,6 +95,7 @@ TEST(EncoderBenchTest, TimesBothPathsOnOneBatch) {
   EXPECT_GT(result.cost.flops, 0);
   EXPECT_GE(result.fast.peak_memory, bench.fast().plan().weights);
   EXPECT_GT(result.eager.planned_memory, bench.fast().plan().weights);
+  EXPECT_FALSE(result.copy.has_value());
 }
 
 TEST(EncoderBenchTest, TimesRecordings) {
