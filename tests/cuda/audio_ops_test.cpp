@@ -42,7 +42,9 @@ ConvolutionShape shape(std::int64_t inputs, std::int64_t outputs, std::int64_t k
 // Many sequences: more than a launch takes.
 std::vector<std::int64_t> many() {
   std::vector<std::int64_t> out;
-  for (std::int64_t i = 0; i < 130; ++i) out.push_back(3 + i * 7 % 20);
+  constexpr std::int64_t kSequences = 130;
+  out.reserve(kSequences);
+  for (std::int64_t i = 0; i < kSequences; ++i) out.push_back(3 + i * 7 % 20);
   return out;
 }
 
