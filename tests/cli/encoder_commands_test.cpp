@@ -444,6 +444,27 @@ TEST_F(EncoderCommands, ClassifyFindsAnswersInTheText) {
   const ProgramEnd one = run(
       {"classify", "--model", name, "--question", "w5 w6", "--answer-tokens", "1", "--format", "jsonl", "w50 w51 w52"});
   EXPECT_EQ(json::parse(one.out)["answer"].get<std::string>().find(' '), std::string::npos);
+  // A text of 15 tokens where there is room for 7 beside the question: windows that share 3 tokens.
+  const auto best_of = [&](std::vector<std::string> texts, const std::vector<std::string>& more) {
+    std::vector<std::string> words = {"classify", "--model", name, "--question", "w5 w6", "--format", "jsonl"};
+    words.insert(words.end(), more.begin(), more.end());
+    words.insert(words.end(), texts.begin(), texts.end());
+    const ProgramEnd found = run(words);
+    EXPECT_EQ(found.exit_code, 0) << found.err;
+    EXPECT_EQ(found.err.find("cut"), std::string::npos) << found.err;
+    json best = {{"score", 0}};
+    for (const json& row : json_lines(found.out)) {
+      if (row["score"] > best["score"]) best = row;
+    }
+    return std::pair<std::string, float>(best["answer"], best["score"]);
+  };
+  const auto whole = best_of({"w50 w51 w52 w53 w54 w55 w56 w57 w58 w59 w60 w61 w62 w63 w64"}, {"--max-length", "12"});
+  const auto windows =
+      best_of({"w50 w51 w52 w53 w54 w55 w56", "w54 w55 w56 w57 w58 w59 w60", "w58 w59 w60 w61 w62 w63 w64"}, {});
+  EXPECT_EQ(whole.first, windows.first);
+  EXPECT_NEAR(whole.second, windows.second, 1e-5);
+  expect_refusal(2, "leaves no room",
+                 {"classify", "--model", name, "--question", "w5 w6 w7 w8", "--max-length", "7", "w9 w10"});
   expect_refusal(2, "give one with --question", {"classify", "--model", name, "w5"});
   expect_refusal(1, "nibble encode can use this one", {"classify", "--model", model("bert"), "w5"});
 }
