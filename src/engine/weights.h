@@ -23,6 +23,10 @@ namespace nibble {
 std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
                                      const LinearNode& node, LinearSite& site, std::vector<LoadedLinear>& loaded);
 
+/// Bytes in which residual sites leave their results of few rows once more, in the order of the act-order sites behind
+/// them (kernels/output_order.h); 0 where there are none.
+std::size_t ordered_copy_bytes(const std::vector<LoweredNode>& nodes, const DeviceInfo& device);
+
 class Weights {
  public:
   /// Reads and packs every site, in the order of the nodes, with progress; pages of the file are dropped once packed.
@@ -49,12 +53,16 @@ class Weights {
   void load_table(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream);
   void load_distance_bias(const Checkpoint& checkpoint, const SelfAttentionNode& node, Device& device, Stream& stream);
   void load_plain(const Checkpoint& checkpoint, const LoweredNode& node, Device& device, Stream& stream);
+  /// Lets sites put out in the order that the linears behind them want.
+  void put_out_in_order(const std::vector<LoweredNode>& nodes, const std::vector<std::shared_ptr<PackedLinear>>& packed,
+                        Device& device, Stream& stream);
 
   struct Table {
     MatrixRef ref;
     std::unique_ptr<Buffer> copy;  // empty where it is read in the file's pages
   };
   std::vector<std::shared_ptr<const PackedLinear>> packed_;
+  std::unique_ptr<Buffer> ordered_copy_;
   std::map<std::string, std::unique_ptr<Buffer>> norms_;
   std::map<std::string, Table> tables_;
   std::map<std::string, std::unique_ptr<Buffer>> biases_;

@@ -97,6 +97,9 @@ struct SmallRowsArgs {
   DType y_dtype = DType::f16;
   const void* residual = nullptr;
   std::int64_t residual_stride = 0;
+  // Of PackedSite, the pass's rows; null: no copy.
+  float* copy = nullptr;
+  const std::int32_t* places = nullptr;
 };
 
 /// How a call is divided and what it takes.

@@ -70,4 +70,13 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
   return best;
 }
 
+bool takes_few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows,
+                    const SmallRowsDevice& device) {
+  if (rows > kMostPassRows || site.compute == DType::f32) return false;
+  // The kernel counts items, and sixteen times as many, in 32 bits.
+  if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
+  const bool norm = site.prologue.kind == PrologueKind::rms_norm;
+  return plan_small_rows(layout, std::min(rows, kMostSmallRows), device, norm, 0).fits;
+}
+
 }  // namespace nibble::gpu
