@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 #include <initializer_list>
+#include <random>
 
 namespace nibble {
 namespace {
@@ -341,6 +342,63 @@ TEST(CudaKernels, CopiesOutInTheReadersOrder) {
       for (std::size_t at = 0; at < after.size(); ++at) {
         ASSERT_NEAR(after[at], before[i][at], 1e-2 * std::abs(before[i][at]) + 1e-3)
             << bits << " bits, " << row_counts[i] << " rows, value " << at;
+      }
+    }
+  }
+}
+
+// Products of which each reads what the one before it writes, in a graph where they overlap, give the bits that they
+// give one by one. Of a size with two thread blocks a multiprocessor, and one with longer rings.
+TEST(CudaKernels, ChainsOfProductsWaitForEachOther) {
+  NIBBLE_NEEDS_GPU();
+  Device& device = test::gpu().device();
+  const std::unique_ptr<Stream> stream = device.make_stream();
+  const LinearKernel& kernel = kernel_named("nibble", DeviceKind::cuda);
+  for (const auto& [size, act_order] : {std::pair<std::int64_t, bool>{2048, false}, {2048, true}, {9216, false}}) {
+    const RandomSite random({.in_features = size,
+                             .out_features = {size},
+                             .gptq = GptqFormat{4, 128, act_order, true},
+                             .compute = DType::bf16,
+                             .seed = 700,
+                             .keep_weights = false});
+    LinearSite site = fused_site(random.site(), kernel.fit(random.site(), device.info(), 16));
+    site.x_dtype = site.y_dtype = DType::bf16;
+    const std::unique_ptr<PackedLinear> packed = kernel.pack(site, random.tensors(), device, *stream);
+    for (const std::int64_t rows : {1, 4, 8, 16}) {
+      const std::unique_ptr<Buffer> workspace = device.allocate(kernel.workspace(site, rows), "a test");
+      constexpr int kCalls = 6;
+      std::vector<std::unique_ptr<test::TypedMatrix>> links;
+      links.reserve(kCalls + 1);
+      for (int i = 0; i <= kCalls; ++i)
+        links.push_back(std::make_unique<test::TypedMatrix>(*stream, DType::bf16, rows, size));
+      std::mt19937 numbers(9);
+      links.front()->fill(numbers);
+      const auto enqueue = [&](int i) {
+        const MatrixRef y = links[static_cast<std::size_t>(i) + 1]->ref();
+        LinearArgs args;
+        args.rows = rows;
+        args.x = links[static_cast<std::size_t>(i)]->ref();
+        args.y = std::span(&y, 1);
+        args.workspace = workspace->data();
+        kernel.enqueue(*packed, args, *stream);
+      };
+      for (int i = 0; i < kCalls; ++i) {
+        enqueue(i);
+        stream->synchronize();
+      }
+      links.back()->download();
+      const std::vector<float> expected = links.back()->values();
+      for (const float value : expected) ASSERT_TRUE(std::isfinite(value)) << rows << " rows of " << size;
+      stream->begin_capture();
+      for (int i = 0; i < kCalls; ++i) enqueue(i);
+      const std::unique_ptr<Graph> graph = stream->end_capture();
+      const std::vector<std::uint16_t> nan(static_cast<std::size_t>(rows * size), 0xffff);
+      for (int round = 0; round < 20; ++round) {
+        for (int i = 1; i <= kCalls; ++i)
+          stream->copy_to_device(links[static_cast<std::size_t>(i)]->ref().data, nan.data(), nan.size() * 2);
+        stream->launch(*graph);
+        links.back()->download();
+        ASSERT_EQ(links.back()->values(), expected) << rows << " rows of " << size << ", round " << round;
       }
     }
   }

@@ -17,6 +17,7 @@ namespace nibble::gpu {
 /// What the kernel for few rows wants to know of a GPU.
 struct SmallRowsDevice {
   int shared_bytes = 0;              // that a thread block can have
+  int half_shared_bytes = 0;         // that each of two of a multiprocessor can have; 0: they cannot overlap
   std::array<int, 4> clusters = {};  // of 1, 2, 4 and 8 thread blocks: how many run at a time; 0: there are none
 };
 /// Of the current GPU.

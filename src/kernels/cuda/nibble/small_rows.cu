@@ -231,8 +231,9 @@ struct WarpShare {
   }
 };
 
-template <int BITS, int TILES, int SETS>
-__global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a) {
+// RESIDENT: thread blocks for which a multiprocessor is to have registers; see SmallRowsPlan.
+template <int BITS, int TILES, int SETS, int RESIDENT = 1>
+__global__ __launch_bounds__(kSmallThreads, RESIDENT) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a) {
   extern __shared__ __align__(128) std::byte memory[];
   constexpr int kPieceBytes = 2 * TILES * 512;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -294,8 +295,9 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   }
   if (log > 0 && !a.overlaid) cluster_wait();
   pdl_wait();
-  // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
-  pdl_launch();
+  // The next kernel may come in and fetch its first weights; it waits for this one's results itself. Where it finds
+  // room at once, its weights must not stand before this one's inputs in the memory's queues.
+  if constexpr (RESIDENT == 1) pdl_launch();
   const auto fill_up = [&] {
 #pragma unroll 1
     for (int i = a.early_stages; i < a.stages; ++i) fill(begin + i);
@@ -307,6 +309,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     fill_up();
   }
   __syncthreads();
+  if constexpr (RESIDENT > 1) pdl_launch();
 
   int token_at[TILES];
 #pragma unroll
@@ -432,8 +435,9 @@ Kernel kernel_of(int bits, int sets) {
   }
 }
 
-Kernel kernel_of(const PackedLayout& layout, int tiles) {
-  return tiles == 1 ? kernel_of<1>(layout.bits, layout.sets) : kernel_of<2>(layout.bits, layout.sets);
+Kernel kernel_of(const PackedLayout& layout, const SmallRowsPlan& plan) {
+  if (plan.resident == 2) return small_rows_kernel<kResidentBits, 1, kResidentSets, 2>;
+  return plan.tiles == 1 ? kernel_of<1>(layout.bits, layout.sets) : kernel_of<2>(layout.bits, layout.sets);
 }
 
 cudaLaunchConfig_t cluster_config(int cluster, int clusters, std::size_t shared_bytes, cudaLaunchAttribute* attribute) {
@@ -470,6 +474,13 @@ SmallRowsDevice small_rows_device() {
              "asking for shared memory");
   out.clusters[0] = multiprocessors;
   if (major < 9) return out;
+  int all_shared = 0;
+  int reserved = 0;  // of each thread block
+  check_cuda(cudaDeviceGetAttribute(&all_shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index),
+             "asking for shared memory");
+  check_cuda(cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, index),
+             "asking for shared memory");
+  out.half_shared_bytes = all_shared / 2 - reserved;
   const Kernel kernel = small_rows_kernel<4, 1, 1>;
   allow_shared(kernel, static_cast<std::size_t>(out.shared_bytes));
   for (int i = 1; i < static_cast<int>(out.clusters.size()); ++i) {
@@ -573,7 +584,7 @@ void small_rows(const PackedSite& packed, const LinearArgs& call, std::int64_t f
     a.copy = packed.copy_to + first_row * site.out_features();
     a.places = reinterpret_cast<const std::int32_t*>(packed.places->data());
   }
-  const Kernel kernel = kernel_of(layout, plan.tiles);
+  const Kernel kernel = kernel_of(layout, plan);
   allow_shared(kernel, plan.shared_bytes);
   std::array<cudaLaunchAttribute, 2> attributes{};
   cudaLaunchConfig_t config = cluster_config(plan.cluster, plan.clusters, plan.shared_bytes, attributes.data());
