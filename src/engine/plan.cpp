@@ -206,9 +206,9 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   }
   plan.weights += norms;
   item("norms", norms);
-  const std::size_t copy = ordered_copy_bytes(nodes, backend.device().info());
-  plan.weights += copy;
-  if (copy > 0) item("inputs in the order of act-order", copy);
+  const OrderedCopyBytes ordered = ordered_copy_bytes(nodes, backend.device().info());
+  plan.weights += ordered.copy + ordered.tables;
+  if (ordered.copy > 0) item("inputs in the order of act-order", ordered.copy + ordered.tables);
   plan_arena(program, nodes, sizes, plan.arena);
   if (program.encoder) {
     // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.

@@ -236,14 +236,18 @@ void Weights::load_convolutions(const Checkpoint& checkpoint, const std::vector<
   stream.synchronize();
 }
 
-std::size_t ordered_copy_bytes(const std::vector<LoweredNode>& nodes, const DeviceInfo& device) {
-  std::int64_t widest = 0;
+OrderedCopyBytes ordered_copy_bytes(const std::vector<LoweredNode>& nodes, const DeviceInfo& device) {
+  OrderedCopyBytes out;
+  if (device.kind != DeviceKind::cuda) return out;
   for (const LoweredNode& node : nodes) {
-    if (node.linear() == nullptr || device.kind != DeviceKind::cuda) continue;
+    if (node.linear() == nullptr || !node.norm) continue;
     const std::optional<GptqFormat>& gptq = node.site.parts.front().gptq;
-    if (node.norm && gptq && gptq->act_order) widest = std::max(widest, node.site.in_features());
+    if (!gptq || !gptq->act_order) continue;
+    const std::size_t row = static_cast<std::size_t>(node.site.in_features()) * sizeof(float);
+    out.copy = std::max(out.copy, static_cast<std::size_t>(kMostCopiedRows) * row);
+    out.tables += 2 * row;
   }
-  return static_cast<std::size_t>(kMostCopiedRows * widest) * sizeof(float);
+  return out;
 }
 
 std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
@@ -266,7 +270,7 @@ std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::op
 void Weights::put_out_in_order(const std::vector<LoweredNode>& nodes,
                                const std::vector<std::shared_ptr<PackedLinear>>& packed, Device& device,
                                Stream& stream) {
-  const std::size_t copy_bytes = ordered_copy_bytes(nodes, device.info());
+  const std::size_t copy_bytes = ordered_copy_bytes(nodes, device.info()).copy;
   std::size_t copied_until = 0;  // the node that reads the copy last
   for (std::size_t i = 0; i < nodes.size(); ++i) {
     // Weights that several nodes share would have to please all of them.

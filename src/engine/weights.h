@@ -10,6 +10,7 @@
 #include "models/family.h"
 #include "ops/backend.h"
 
+#include <cstddef>
 #include <map>
 #include <memory>
 #include <optional>
@@ -23,9 +24,13 @@ namespace nibble {
 std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
                                      const LinearNode& node, LinearSite& site, std::vector<LoadedLinear>& loaded);
 
-/// Bytes in which residual sites leave their results of few rows once more, in the order of the act-order sites behind
-/// them (kernels/output_order.h); 0 where there are none.
-std::size_t ordered_copy_bytes(const std::vector<LoweredNode>& nodes, const DeviceInfo& device);
+/// Bytes for residual sites that leave their results of few rows once more, in the order of the act-order sites behind
+/// them (kernels/output_order.h); none where there are no such sites.
+struct OrderedCopyBytes {
+  std::size_t copy = 0;    // the results, in one place for all
+  std::size_t tables = 0;  // at most: where each stands, and the norms' weights in that order
+};
+OrderedCopyBytes ordered_copy_bytes(const std::vector<LoweredNode>& nodes, const DeviceInfo& device);
 
 class Weights {
  public:
