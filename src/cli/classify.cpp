@@ -1,4 +1,5 @@
-// nibble classify --model MODEL TEXT...: labels of texts or of their tokens, and answers to questions.
+// nibble classify --model MODEL TEXT...: labels of texts, of their tokens or of images, and answers to questions.
+#include "cli/classify_images.h"
 #include "cli/command.h"
 #include "cli/encoder_options.h"
 #include "core/error.h"
@@ -19,6 +20,7 @@ using nlohmann::ordered_json;
 struct Arguments {
   EncoderModelOptions model;
   std::vector<std::string> texts;
+  std::vector<std::string> images;
   bool pair = false;
   std::optional<std::string> question;
   std::size_t top_k = 0;
@@ -156,6 +158,11 @@ class Classifier {
 };
 
 int run(const Arguments& arguments) {
+  if (!arguments.images.empty()) {
+    if (!arguments.texts.empty() || arguments.pair || arguments.question)
+      fail_usage("give texts, with --pair or --question, or --images, not both: a model takes one of them");
+    return classify_images(arguments.model, arguments.images, arguments.top_k, arguments.format == "jsonl");
+  }
   const auto checkpoint = arguments.model.open();
   const HeadKind head = require_head(
       *checkpoint, {HeadKind::sequence_class, HeadKind::token_class, HeadKind::question_answer}, "nibble classify");
@@ -173,13 +180,14 @@ int run(const Arguments& arguments) {
 }
 
 const CommandRegistration kRegistration(
-    {"classify", "labels of texts or tokens, answers to questions", [](CLI::App& app) -> std::function<int()> {
+    {"classify", "labels of texts, tokens or images, answers to questions", [](CLI::App& app) -> std::function<int()> {
        auto a = std::make_shared<Arguments>();
        a->model.add_to(app);
        app.add_option("texts", a->texts, "texts to classify (default: lines of standard input)");
+       app.add_option("--images", a->images, "image files, JPEG or PNG, in place of texts");
        app.add_flag("--pair", a->pair, "each text is a pair with a tab between its two texts");
        app.add_option("--question", a->question, "with a head that finds answers: what to look for in the texts");
-       app.add_option("--top-k", a->top_k, "classifiers of texts: the best labels to print (0: all)")
+       app.add_option("--top-k", a->top_k, "classifiers of texts and images: the best labels to print (0: all)")
            ->capture_default_str()
            ->check(CLI::Range(0, 1 << 24));
        app.add_option("--answer-tokens", a->answer_tokens, "tokens of an answer at most (0: any number)")

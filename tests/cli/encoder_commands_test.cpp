@@ -212,6 +212,50 @@ TEST_F(EncoderCommands, EncodeTakesImages) {
   expect_refusal(2, "not both", {"encode", "--model", "vit", "texts.txt", "--images", image("photo.png")});
 }
 
+TEST_F(EncoderCommands, EncodeTakesTextsOfAModelOfBoth) {
+  folder_.write("texts.txt", "w5 w6\nw7\n");
+  const ProgramEnd end = run({"encode", "--model", model("clip"), "texts.txt"});
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  const std::vector<json> rows = json_lines(end.out);
+  ASSERT_EQ(rows.size(), 2U);
+  // Projected, and of length 1, as images are.
+  double squares = 0;
+  for (const json& value : rows[0].at("embedding")) squares += value.get<double>() * value.get<double>();
+  EXPECT_EQ(rows[0].at("embedding").size(), 20U);
+  EXPECT_NEAR(squares, 1, 1e-5);
+  EXPECT_NE(rows[0], rows[1]);
+  const ProgramEnd mean = run({"encode", "--model", "clip", "--pooling", "mean", "texts.txt"});
+  ASSERT_EQ(mean.exit_code, 0) << mean.err;
+  EXPECT_EQ(json_lines(mean.out).at(0).at("embedding").size(), 24U);
+}
+
+TEST_F(EncoderCommands, ClassifyTakesImages) {
+  const std::filesystem::path data = NIBBLE_TEST_DATA;
+  const std::string name = model("vit_image_classification");
+  folder_.write(name + "/preprocessor_config.json",
+                R"({"image_processor_type": "ViTImageProcessor", "size": {"height": 18, "width": 18}})");
+  const auto image = [&](const char* file) { return (data / "images" / file).string(); };
+  const ProgramEnd end = run({"classify", "--model", name, "--format", "jsonl", "--batch-size", "2", "--images",
+                              image("photo.jpg"), image("grey.png"), image("palette.png")});
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  const std::vector<json> rows = json_lines(end.out);
+  ASSERT_EQ(rows.size(), 3U);
+  for (const json& row : rows) {
+    ASSERT_EQ(row.at("labels").size(), 3U);
+    double sum = 0;
+    for (const json& label : row.at("labels")) sum += label.at("score").get<double>();
+    EXPECT_NEAR(sum, 1, 1e-5);
+    EXPECT_GE(row.at("labels")[0].at("score"), row.at("labels")[1].at("score"));
+  }
+  EXPECT_EQ(rows[1].at("image"), image("grey.png"));
+  const ProgramEnd text = run({"classify", "--model", name, "--top-k", "1", "--images", image("photo.jpg")});
+  EXPECT_NE(text.out.find("  " + rows[0].at("labels")[0].at("label").get<std::string>()), std::string::npos);
+  expect_refusal(2, "not both", {"classify", "--model", name, "text", "--images", image("photo.jpg")});
+  expect_refusal(1, "leave out --images",
+                 {"classify", "--model", model("bert_sequence_classification"), "--images", image("photo.jpg")});
+  expect_refusal(1, "nibble classify --images needs", {"classify", "--model", model("bert"), "--images", "a.png"});
+}
+
 TEST_F(EncoderCommands, EncodeTakesAudio) {
   const std::filesystem::path data = NIBBLE_TEST_DATA;
   for (const char* name : {"wav2vec2", "wav2vec2_stable", "whisper_encoder"})
@@ -280,7 +324,6 @@ TEST_F(EncoderCommands, EncodeTakesAudio) {
                  {"encode", "--model", "wav2vec2", "--pooling", "pooler", "--audio", "a.wav"});
   expect_refusal(2, "not both", {"encode", "--model", "wav2vec2", "texts.txt", "--audio", "a.wav"});
   expect_refusal(2, "--audio or --images", {"encode", "--model", "wav2vec2", "--images", "x.png", "--audio", "a.wav"});
-  expect_refusal(2, "is a model of audio", {"bench", "bettertransformer", "--model", "wav2vec2"});
 }
 
 TEST_F(EncoderCommands, FillMaskListsCandidatesOfEachMask) {
