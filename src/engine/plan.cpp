@@ -1,6 +1,7 @@
 #include "engine/plan.h"
 
 #include "core/checked.h"
+#include "engine/weights.h"
 
 #include <fmt/format.h>
 
@@ -218,6 +219,9 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   }
   plan.weights += norms;
   item("norms", norms);
+  const OrderedCopyBytes ordered = ordered_copy_bytes(nodes, backend.device().info());
+  plan.weights += ordered.copy + ordered.tables;
+  if (ordered.copy > 0) item("inputs in the order of act-order", ordered.copy + ordered.tables);
   plan_arena(program, nodes, sizes, plan.arena);
   if (program.encoder) {
     // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
