@@ -4,6 +4,7 @@
 #include "bench/gpu_watch.h"
 #include "bench/memory.h"
 #include "bench/nvml.h"
+#include "bench/statistics.h"
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/file.h"
@@ -150,6 +151,27 @@ EncoderCell image_cell(const EncoderEngine& engine, std::int64_t images) {
   return {images, rows, 0, std::vector<std::int32_t>(static_cast<std::size_t>(images), rows)};
 }
 
+EncoderCell audio_cell(const EncoderEngine& engine, const EncoderCell& steps) {
+  const AudioShape& shape = *engine.program().audio;
+  if (shape.length > 0 && steps.length != shape.length)
+    fail_usage("recordings of {} steps: this model takes {} of each", steps.length, shape.length);
+  const std::int64_t rows = engine.frames(steps.length);
+  if (rows < 1 || rows > engine.max_length()) {
+    fail_usage("recordings of {} steps: this model takes {} at least, and at most so many as make {} rows",
+               steps.length, shape.least_steps(), engine.max_length());
+  }
+  EncoderCell cell = steps;
+  cell.steps = steps.length;
+  cell.length = rows;
+  cell.audio_lengths = steps.lengths;
+  for (std::size_t i = 0; i < cell.lengths.size(); ++i) {
+    std::int32_t& own = cell.audio_lengths[i];
+    own = std::max(own, static_cast<std::int32_t>(shape.least_steps()));
+    cell.lengths[i] = static_cast<std::int32_t>(engine.frames(own));
+  }
+  return cell;
+}
+
 struct BenchBatch;
 
 struct EncoderBench::Impl {
@@ -161,45 +183,67 @@ struct EncoderBench::Impl {
   bool gpu() const { return fast->device().info().kind == DeviceKind::cuda; }
   /// Memory in use beside the weights: of this process, or on its GPU.
   std::size_t memory_now() const { return nvml ? gpu_memory_now(*nvml, 0).bytes : resident_memory().anonymous; }
-  bool images() const { return fast->program().image.has_value(); }
-  std::vector<float> pixels(const EncoderCell& cell) const;
+  bool text() const { return !fast->program().image && !fast->program().audio; }
   EncoderPathResult warm_up(EncoderEngine& engine, const BenchBatch& batch, EncoderResult& result) const;
+  std::optional<double> copy_seconds(const BenchBatch& batch) const;
 };
 
-// A cell's batch: of tokens, or of images.
+// A cell's batch: of tokens, of images, or of recordings.
 struct BenchBatch {
   BenchBatch(const EncoderBench::Impl& bench, const EncoderCell& cell)
-      : ids(bench.images() ? std::vector<std::int32_t>()
-                           : random_ids(bench.fast->program(), cell, bench.options.seed, bench.padding_id)),
-        pixels(bench.images() ? bench.pixels(cell) : std::vector<float>()),
+      : ids(bench.text() ? random_ids(bench.fast->program(), cell, bench.options.seed, bench.padding_id)
+                         : std::vector<std::int32_t>()),
         tokens{cell.batch, cell.length, ids, cell.lengths, {}} {
-    if (const auto& shape = bench.fast->program().image)
+    Device& device = bench.fast->device();
+    Random random(bench.options.seed);
+    if (const auto& shape = bench.fast->program().image) {
+      const std::span<float> pixels = take(device, cell.batch * shape->values());
+      for (float& value : pixels) value = random.normal();
       images = {cell.batch, shape->channels, shape->size, shape->size, pixels};
+    } else if (const auto& sound = bench.fast->program().audio) {
+      const std::span<float> all = take(device, cell.batch * sound->channels * cell.steps);
+      std::fill(all.begin(), all.end(), 0.0F);
+      for (std::int64_t row = 0; row < cell.batch * sound->channels; ++row) {
+        const auto length =
+            static_cast<std::size_t>(cell.audio_lengths[static_cast<std::size_t>(row / sound->channels)]);
+        for (float& value : all.subspan(static_cast<std::size_t>(row * cell.steps), length)) value = random.normal();
+      }
+      audio = {cell.batch, sound->channels, cell.steps, all, cell.audio_lengths};
+      // A model that looks at all steps of each recording takes no lengths.
+      if (sound->length > 0) audio.lengths = {};
+    }
   }
 
   void forward(EncoderEngine& engine, EncoderResult& result, const EncoderWants& wants = {}) const {
     if (engine.program().image) {
-      ImageBatch batch = images;
-      batch.resident = wants.on_device;
-      engine.forward(batch, wants, result);
+      engine.forward(images, wants, result);
+    } else if (engine.program().audio) {
+      engine.forward(audio, wants, result);
     } else {
       engine.forward(tokens, wants, result);
     }
   }
 
-  std::vector<std::int32_t> ids;
-  std::vector<float> pixels;
-  EncoderBatch tokens;  // of images: its lengths only
-  ImageBatch images;
-};
+  std::vector<NodeTime> profile(EncoderEngine& engine) const {
+    if (engine.program().image) return engine.profile(images);
+    if (engine.program().audio) return engine.profile(audio);
+    return engine.profile(tokens);
+  }
 
-std::vector<float> EncoderBench::Impl::pixels(const EncoderCell& cell) const {
-  const ImageShape& shape = *fast->program().image;
-  std::vector<float> out(static_cast<std::size_t>(cell.batch * shape.channels * shape.size * shape.size));
-  Random random(options.seed);
-  for (float& value : out) value = random.normal();
-  return out;
-}
+  std::span<float> take(Device& device, std::int64_t count) {
+    const auto values = static_cast<std::size_t>(count);
+    bytes = values * sizeof(float);
+    memory = device.allocate_staging(values * sizeof(float));
+    return {reinterpret_cast<float*>(memory->data()), values};
+  }
+
+  std::vector<std::int32_t> ids;
+  std::unique_ptr<Buffer> memory;  // of pixels or sound
+  std::size_t bytes = 0;           // of them
+  EncoderBatch tokens;             // of images and audio: its lengths only
+  ImageBatch images;
+  AudioBatch audio;
+};
 
 EncoderPathResult EncoderBench::Impl::warm_up(EncoderEngine& engine, const BenchBatch& batch,
                                               EncoderResult& result) const {
@@ -219,6 +263,23 @@ EncoderPathResult EncoderBench::Impl::warm_up(EncoderEngine& engine, const Bench
   out.planned_memory = engine.plan().weights + engine.plan().arena + engine.plan().workspace;
   out.peak_memory = gpu() && !nvml ? out.planned_memory : engine.plan().weights + (peak > before ? peak - before : 0);
   return out;
+}
+
+std::optional<double> EncoderBench::Impl::copy_seconds(const BenchBatch& batch) const {
+  if (!gpu() || batch.bytes == 0) return std::nullopt;
+  constexpr int kCopies = 5;
+  Device& device = fast->device();
+  const std::unique_ptr<Stream> stream = device.make_stream();
+  const std::unique_ptr<Buffer> there = device.allocate(batch.bytes, "timing the copy of a batch");
+  std::vector<double> seconds;
+  seconds.reserve(kCopies);
+  for (int i = 0; i < kCopies; ++i) {
+    const Clock::time_point start = Clock::now();
+    stream->copy_to_device(there->data(), batch.memory->data(), batch.bytes);
+    stream->synchronize();
+    seconds.push_back(seconds_since(start));
+  }
+  return statistics_of(seconds).median;
 }
 
 EncoderBench::EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderBenchOptions& options)
@@ -262,6 +323,8 @@ EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function
     }
     // One after the other, each first in every other round: a machine that slows down slows both.
     double spent = 0;
+    std::optional<GpuRunWatch> run;
+    if (m.nvml) run.emplace(*m.nvml);
     const auto rounds = static_cast<std::size_t>(m.options.num_batches);
     for (std::size_t round = 0; round < rounds && InterruptGuard::signal() == 0; ++round) {
       if (m.options.seconds > 0 && round >= kLeastRounds && spent > m.options.seconds) break;
@@ -279,6 +342,8 @@ EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function
       const double of_rounds = static_cast<double>(round + 1) / static_cast<double>(rounds);
       progress(m.options.seconds > 0 ? std::max(of_rounds, std::min(1.0, spent / m.options.seconds)) : of_rounds);
     }
+    if (run) out.gpu = run->finish();
+    out.copy = m.copy_seconds(batch);
   } catch (const Error& error) {
     out.error = error.what();
   }
@@ -287,7 +352,7 @@ EncoderCellResult EncoderBench::run(const EncoderCell& cell, const std::function
 
 std::vector<NodeTime> EncoderBench::profile(const EncoderCell& cell) {
   const BenchBatch batch(*impl_, cell);
-  return impl_->images() ? impl_->fast->profile(batch.images) : impl_->fast->profile(batch.tokens);
+  return batch.profile(*impl_->fast);
 }
 
 std::string profile_text(const std::vector<NodeTime>& times) {

@@ -1,6 +1,7 @@
 // An encoder's two paths against each other, over batch sizes, lengths and shares of padding.
 #pragma once
 
+#include "bench/gpu_watch.h"
 #include "engine/encoder.h"
 #include "formats/checkpoint.h"
 #include "kernels/linear_kernel.h"
@@ -18,12 +19,14 @@
 namespace nibble {
 
 /// One batch to measure. Both paths get the same one. A model of images takes `batch` random ones; their rows are the
-/// lengths.
+/// lengths. A model of audio takes random sound; the rows that it becomes are the lengths.
 struct EncoderCell {
   std::int64_t batch = 1;
   std::int64_t length = 1;            // columns of the padded batch
   double padding = 0;                 // share of padding that was asked for
   std::vector<std::int32_t> lengths;  // [batch] tokens of each sequence
+  std::int64_t steps = 0;             // of audio: columns of the padded batch of samples, or of spectrograms; else 0
+  std::vector<std::int32_t> audio_lengths = {};  // [batch] steps of each recording
 
   std::int64_t tokens() const;
   /// The share of the batch's cells that are padding.
@@ -42,6 +45,10 @@ std::vector<std::int32_t> random_ids(const Program& program, const EncoderCell& 
 
 /// The cell of a model of images.
 EncoderCell image_cell(const EncoderEngine& engine, std::int64_t images);
+
+/// The cell of a model of audio whose `steps` are the length and lengths of this one: those too short for a row are
+/// taken as long as one needs. UsageError where recordings cannot be so long, or so short.
+EncoderCell audio_cell(const EncoderEngine& engine, const EncoderCell& steps);
 
 /// A file of lengths. Either of given batches: the line "batch_size,seqlen,padding,lengths", then a line each, the
 /// lengths separated by spaces; or of real texts: one length a line, of which a batch draws its own.
@@ -83,10 +90,13 @@ struct EncoderCellResult {
   EncoderPathResult eager, fast;
   double difference = 0;  // of the paths' hidden states, rows of padding left out: the largest, of the largest value
   Cost cost;              // the least that the useful tokens need
+  GpuRun gpu;             // what the GPU did while the paths were timed
+  // Seconds that copying the pixels or sound of the batch to a GPU takes by itself, a part of each pass's time.
+  std::optional<double> copy;
 };
 
-/// Times a model of text on a GPU from ids in host memory to hidden states in device memory, a model of images from
-/// pixels in device memory.
+/// Times a model on a GPU from its inputs in host memory that the device copies from at its own speed (ids, pixels,
+/// sound) to hidden states in device memory.
 class EncoderBench {
  public:
   EncoderBench(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderBenchOptions& options);

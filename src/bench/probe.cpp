@@ -4,6 +4,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "engine/configuration.h"
+#include "engine/encoder.h"
 #include "engine/lowering.h"
 #include "formats/json.h"
 #include "kernels/registry.h"
@@ -82,9 +83,11 @@ std::vector<std::string> kernels_that_run(const std::string& folder, const std::
       if (encoder) {
         LoweringOptions lowering;
         lowering.kernel = options.kernel;
-        lowering.compute = options.compute.value_or(DType::f32);
+        const Program program = program_from_checkpoint(checkpoint);
+        lowering.compute =
+            options.compute.value_or(default_compute(checkpoint, program, backend->device().info().kind));
         lowering.backend = backend->traits();
-        lower(program_from_checkpoint(checkpoint), backend->device(), lowering);
+        lower(program, backend->device(), lowering);
       } else {
         configure_engine(checkpoint, options, *backend);
       }

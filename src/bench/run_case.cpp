@@ -5,6 +5,7 @@
 #include "bench/perplexity.h"
 #include "bench/run_encoder_case.h"
 #include "bench/verify_model.h"
+#include "bench/watches.h"
 #include "core/checked.h"
 #include "core/clock.h"
 #include "core/error.h"
@@ -51,18 +52,6 @@ std::vector<std::vector<std::int32_t>> random_prompts(std::int64_t batch, std::i
   }
   return prompts;
 }
-
-/// What watches the process's memory until the warm-up is over, and the GPU from then on.
-struct Watches {
-  MemoryWatch host;
-  std::optional<NvmlDevice> gpu;
-  std::optional<GpuMemoryWatch> gpu_memory;
-
-  void stop() {
-    host.stop();
-    if (gpu_memory) gpu_memory->stop();
-  }
-};
 
 void measure_speed(Engine& engine, const BenchCase& c, Watches& watches, const CaseProgress& progress,
                    BenchResult& out) {

@@ -34,6 +34,9 @@ const std::vector<std::int64_t> kPageLengths = {64, 128, 256};
 const std::vector<std::int64_t> kScriptBatches = {1, 2, 4};
 const std::vector<std::int64_t> kScriptLengths = {64, 128};
 const std::vector<std::int64_t> kScriptImages = {2, 4, 8, 16, 32};
+// Of audio: 2, 5 and 10 seconds of 16 kHz.
+const std::vector<std::int64_t> kAudioBatches = {1, 4, 16};
+const std::vector<std::int64_t> kAudioLengths = {32000, 80000, 160000};
 const std::vector<double> kPaddings = {0, 0.1, 0.2, 0.5, 0.75};
 // --short: a cell's time settles within some rounds, and 45 cells of a small model fit in some minutes on two cores.
 constexpr double kShortSeconds = 1.5;
@@ -69,12 +72,13 @@ struct Options {
   std::string out_folder;
   bool overwrite = false;
   bool batch_given = false;
+  bool length_given = false;
   bool seconds_given = false;
 
   void add_to(CLI::App& app);
   void check() const;
   DeviceChoice chosen() const { return choose_device(use_cuda && device == "auto" ? "cuda" : device); }
-  std::string caption() const;
+  std::string caption(std::string_view inputs) const;
 };
 
 void Options::add_to(CLI::App& app) {
@@ -82,22 +86,25 @@ void Options::add_to(CLI::App& app) {
     return app.add_option(name, value, help)->delimiter(',')->take_all();
   };
   app.add_option("--num-batches", num_batches, "timed forward passes of each path (50)")->check(CLI::PositiveNumber);
-  list("--batch-size", batch_size, "sequences, or images, at a time, a list (64)")
+  list("--batch-size", batch_size, "sequences, images, or recordings, at a time, a list (64; of audio 16)")
       ->check(CLI::PositiveNumber)
       ->each([this](const std::string&) { batch_given = true; });
-  list("--seqlen,--max-seqlen", length, "tokens that the longest sequence has room for, a list (256)")
-      ->check(CLI::PositiveNumber);
+  list("--seqlen,--max-seqlen", length,
+       "tokens that the longest sequence has room for, a list (256); of audio samples (160000)")
+      ->check(CLI::PositiveNumber)
+      ->each([this](const std::string&) { length_given = true; });
   app.add_option("--model,--model-name", model, "folder or hub id of an encoder")->required();
   app.add_option("--revision", revision, "branch, tag or commit of a hub id");
   list("--padding", padding, "shares of padding, a list (0,0.1,0.2,0.5,0.75)")->check(CLI::Range(0.0, 0.99));
-  app.add_option("--seqlen-stdev", stddev, "standard deviation of the lengths where there is padding (10)")
+  app.add_option("--seqlen-stdev", stddev,
+                 "standard deviation of the lengths where there is padding (10); of audio in rows of the model")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--lengths-file", lengths_file,
                  "lengths of real texts, one a line, in place of --padding; or batches: a line "
                  "batch_size,seqlen,padding,lengths and one each");
   app.add_flag("--sweep", sweep,
                "batch sizes 8,16,64 and lengths 64,128,256 (benchmark_bettertransformer: 1,2,4 and "
-               "64,128); of images batch sizes 2,4,8,16,32");
+               "64,128); of images batch sizes 2,4,8,16,32; of audio 1,4,16 and lengths 32000,80000,160000");
   app.add_flag("--use-cuda", use_cuda, "run on a GPU");
   app.add_flag("--use-half", use_half, "compute in f16 on a GPU, in bf16 on the CPU");
   app.add_flag("--use-mask", use_mask, "say where padding is even for a single sequence (always done here)");
@@ -136,12 +143,15 @@ void Options::check() const {
     fail_usage("--path: the eager path is measured beside the fast one: give fast, or both");
 }
 
-std::string Options::caption() const {
+std::string Options::caption(std::string_view inputs) const {
+  const std::string_view what = inputs == "text"     ? "Random tokens; a forward pass from ids"
+                                : inputs == "images" ? "Random images; a forward pass from pixels"
+                                                     : "Random sound; a forward pass from samples or spectrograms";
+  const bool gpu = chosen().kind == DeviceKind::cuda;
   std::string text = fmt::format(
-      "Random tokens; a forward pass from ids in memory to hidden states in {}memory, both paths in turns, one pass "
-      "each "
-      "to warm up, then {} timed{}; medians.",
-      chosen().kind == DeviceKind::cuda ? "the GPU's " : "", num_batches,
+      "{} in {}memory to hidden states in {}memory, both paths in turns, one pass each to warm up, then {} timed{}; "
+      "medians.",
+      what, gpu ? "the host's " : "", gpu ? "the GPU's " : "", num_batches,
       seconds > 0 ? fmt::format(" (fewer where {} s are over)", seconds) : std::string());
   if (shortened) text += " This is a shortened protocol; the full one times 50.";
   return text;
@@ -155,11 +165,13 @@ class Bench {
     if (o_.use_half && o_.dtype.empty()) o_.dtype = {o_.chosen().kind == DeviceKind::cuda ? "f16" : "bf16"};
     checkpoint_ = std::make_shared<const Checkpoint>(resolve_model(o_.model, o_.revision));
     const Program program = program_from_checkpoint(*checkpoint_);
-    if (program.audio) fail_usage("{} is a model of audio: the benchmark times models of text and of images", o_.model);
+    inputs_ = input_kind_of(program);
     images_ = program.image.has_value();
     if (images_ && !o_.lengths_file.empty()) fail_usage("--lengths-file: {} is a model of images", o_.model);
-    // The script for images has no other way.
-    if (o_.sweep || (images_ && o_.classic && !o_.batch_given)) {
+    if (program.audio) {
+      choose_audio(*program.audio);
+    } else if (o_.sweep || (images_ && o_.classic && !o_.batch_given)) {
+      // The script for images has no other way.
       o_.batch_size = images_ ? kScriptImages : o_.classic ? kScriptBatches : kPageBatches;
       o_.length = o_.classic ? kScriptLengths : kPageLengths;
     }
@@ -185,7 +197,7 @@ class Bench {
     if (images_) {
       for (const std::int64_t batch : o_.batch_size) all.push_back(image_cell(benches.front()->fast(), batch));
     } else {
-      all = cells(benches.front()->fast().max_length());
+      all = cells(benches.front()->fast());
     }
     Progress progress("benchmark", static_cast<std::int64_t>(all.size() * benches.size()) * kSteps);
     std::int64_t done = 0;
@@ -193,7 +205,7 @@ class Bench {
       // All types of a cell one after another, so that slow changes of the machine hit all alike.
       for (const auto& bench : benches) {
         const std::string what = fmt::format("{}, batch {}, length {}, padding {}", name_of(bench->fast().compute()),
-                                             cell.batch, cell.length, cell.padding);
+                                             cell.batch, cell.steps > 0 ? cell.steps : cell.length, cell.padding);
         const EncoderCellResult result = bench->run(
             cell, [&](double share) { progress.update(done + static_cast<std::int64_t>(share * kSteps), what); });
         if (InterruptGuard::signal() != 0) return finish(progress);
@@ -210,6 +222,21 @@ class Bench {
 
  private:
   static constexpr std::int64_t kSteps = 100;  // of progress, a cell
+
+  // A model that looks at all steps of each recording has one length, and no padding.
+  void choose_audio(const AudioShape& shape) {
+    if (o_.sweep) {
+      o_.batch_size = kAudioBatches;
+      o_.length = kAudioLengths;
+    } else {
+      if (!o_.batch_given) o_.batch_size = {kAudioBatches.back()};
+      if (!o_.length_given) o_.length = {kAudioLengths.back()};
+    }
+    if (shape.length == 0) return;
+    if (!o_.lengths_file.empty()) fail_usage("--lengths-file: recordings of {} have one length", o_.model);
+    o_.length = {shape.length};
+    o_.padding = {0};
+  }
 
   void open_files() {
     if (o_.classic) classic_.emplace(classic_encoder_csv_name(o_.model), csv_header(classic_columns()), o_.overwrite);
@@ -235,15 +262,27 @@ class Bench {
     return out;
   }
 
-  std::vector<EncoderCell> cells(std::int64_t max_length) const {
+  std::vector<EncoderCell> cells(const EncoderEngine& engine) const {
+    const std::optional<AudioShape>& audio = engine.program().audio;
+    std::vector<EncoderCell> out;
+    if (audio) {
+      // Steps from a row to the next, of which the deviation counts as many.
+      double apart = 1;
+      for (const AudioShape::Stage& stage : audio->stages) apart *= static_cast<double>(stage.stride);
+      for (const EncoderCell& steps : drawn_cells(o_.stddev * apart)) out.push_back(audio_cell(engine, steps));
+      return out;
+    }
+    for (const std::int64_t length : o_.length) {
+      if (length > engine.max_length())
+        fail_usage("--seqlen {}: {} takes at most {} tokens", length, o_.model, engine.max_length());
+    }
+    return drawn_cells(o_.stddev);
+  }
+
+  std::vector<EncoderCell> drawn_cells(double stddev) const {
     std::vector<EncoderCell> out;
     std::optional<LengthsFile> file;
     if (!o_.lengths_file.empty()) file.emplace(o_.lengths_file);
-    for (const std::int64_t length : o_.length) {
-      if (length > max_length) {
-        fail_usage("--seqlen {}: {} takes at most {} tokens", length, o_.model, max_length);
-      }
-    }
     for (const std::int64_t batch : o_.batch_size) {
       for (const std::int64_t length : o_.length) {
         if (file && file->cells().empty()) {
@@ -263,7 +302,7 @@ class Bench {
             }
             out.push_back(*given);
           } else {
-            out.push_back({batch, length, padding, draw_lengths(batch, length, padding, o_.stddev, o_.seed)});
+            out.push_back({batch, length, padding, draw_lengths(batch, length, padding, stddev, o_.seed)});
           }
         }
       }
@@ -289,7 +328,8 @@ class Bench {
     row.started = started_;
     if (!result.error.empty()) {
       failed_ = true;
-      log_warn(fmt::format("batch {}, length {}, padding {}: {}", cell.batch, cell.length, cell.padding, result.error));
+      log_warn(fmt::format("batch {}, length {}, padding {}: {}", cell.batch, cell.steps > 0 ? cell.steps : cell.length,
+                           cell.padding, result.error));
     }
     // optimum's file has no place for a row without figures.
     if (classic_ && result.error.empty()) classic_->append(csv_row(classic_columns(), classic_row(row)));
@@ -299,7 +339,7 @@ class Bench {
   }
 
   std::string caption() const {
-    std::string text = o_.caption();
+    std::string text = o_.caption(inputs_);
     if (o_.chosen().kind == DeviceKind::cuda) {
       const std::string name = rows_.empty() ? "GPU" : rows_.front().device_name;
       return text + fmt::format(" {}; multiplies {:.0f} GFLOP/s in f32, {:.0f} in bf16, {:.0f} in f16.", name,
@@ -331,6 +371,7 @@ class Bench {
   Options o_;
   std::string started_;
   std::shared_ptr<const Checkpoint> checkpoint_;
+  std::string inputs_;  // as input_kind_of() says
   bool images_ = false;
   std::optional<RowFile> classic_, csv_, jsonl_;
   GemmRates rates_;

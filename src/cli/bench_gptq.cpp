@@ -224,8 +224,13 @@ class Bench {
       text = options_.classic && options_.measures_speed() ? classic_tables(rows_) : to_markdown(readable);
     } else {
       Table all;
-      all.columns = options_.classic ? classic_csv_columns() : bench_columns();
-      for (const BenchRow& row : rows_) all.rows.push_back(options_.classic ? classic_csv_row(row) : bench_row(row));
+      const bool speed = options_.measures_speed();
+      all.columns = !options_.classic ? bench_columns() : speed ? classic_csv_columns() : classic_perplexity_columns();
+      for (const BenchRow& row : rows_) {
+        all.rows.push_back(!options_.classic ? bench_row(row)
+                           : speed           ? classic_csv_row(row)
+                                             : classic_perplexity_row(row));
+      }
       text = render(all, format);
     }
     fmt::print("{}", text);

@@ -1,4 +1,5 @@
-// nibble classify --model MODEL TEXT...: labels of texts or of their tokens, and answers to questions.
+// nibble classify --model MODEL TEXT...: labels of texts, of their tokens or of images, and answers to questions.
+#include "cli/classify_images.h"
 #include "cli/command.h"
 #include "cli/encoder_options.h"
 #include "core/error.h"
@@ -19,6 +20,7 @@ using nlohmann::ordered_json;
 struct Arguments {
   EncoderModelOptions model;
   std::vector<std::string> texts;
+  std::vector<std::string> images;
   bool pair = false;
   std::optional<std::string> question;
   std::size_t top_k = 0;
@@ -28,6 +30,8 @@ struct Arguments {
 
 // Texts come and go in chunks of that many batches.
 constexpr std::size_t kBatchesOfChunk = 16;
+// Tokens that neighbouring windows of a long text share, as in transformers' pipeline.
+constexpr std::size_t kAnswerOverlap = 128;
 
 void check_options(const Arguments& arguments, HeadKind head) {
   const bool answers = head == HeadKind::question_answer;
@@ -49,6 +53,10 @@ class Classifier {
 
   // `first` texts came before these.
   void run(const std::vector<std::string>& texts, std::size_t first) {
+    if (head_ == HeadKind::question_answer) {
+      answers(texts);
+      return;
+    }
     std::vector<EncodedText> encoded;
     encoded.reserve(texts.size());
     for (const std::string& text : texts) {
@@ -60,9 +68,6 @@ class Classifier {
       switch (head_) {
         case HeadKind::token_class:
           out[text] = tokens(texts[text], encoded[text], rows.head);
-          break;
-        case HeadKind::question_answer:
-          out[text] = answer(texts[text], encoded[text], rows.head);
           break;
         default:
           out[text] = sequence(texts[text], rows.head);
@@ -78,7 +83,6 @@ class Classifier {
   const std::string& label(std::int32_t column) const { return labels_.names[static_cast<std::size_t>(column)]; }
 
   EncodedText tokenize(const std::string& text, std::size_t number) const {
-    if (head_ == HeadKind::question_answer) return model_.tokenize_pair(*arguments_.question, text);
     if (!arguments_.pair) return model_.tokenize(text);
     const std::size_t tab = text.find('\t');
     if (tab == std::string::npos || text.find('\t', tab + 1) != std::string::npos)
@@ -133,17 +137,44 @@ class Classifier {
     return as_json() ? json_line(json) : lines;
   }
 
-  std::string answer(const std::string& text, const EncodedText& encoded, std::span<const float> logits) const {
-    const std::optional<AnswerSpan> span = best_span(logits, encoded.texts[1], arguments_.answer_tokens);
+  struct Answer {
+    std::string words;
+    float score = 0;
+  };
+
+  // Of all windows of a text the best answer.
+  void answers(const std::vector<std::string>& texts) {
+    std::vector<EncodedText> windows;
+    std::vector<std::size_t> owners;
+    windows.reserve(texts.size());
+    owners.reserve(texts.size());
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      const EncodedText whole = model_.tokenizer().encode_pair(*arguments_.question, texts[i]);
+      for (EncodedText& window : windows_of(whole, model_.max_length(), kAnswerOverlap)) {
+        windows.push_back(std::move(window));
+        owners.push_back(i);
+      }
+    }
+    std::vector<std::optional<Answer>> best(texts.size());
+    model_.run(windows, {.hidden = false, .head = true}, [&](std::size_t window, const TextRows& rows) {
+      const EncodedText& encoded = windows[window];
+      const std::optional<AnswerSpan> span = best_span(rows.head, encoded.texts[1], arguments_.answer_tokens);
+      std::optional<Answer>& of_text = best[owners[window]];
+      if (!span || (of_text && of_text->score >= span->score)) return;
+      of_text = {text_of(model_.tokenizer(),
+                         std::span(encoded.ids).subspan(span->tokens.begin, span->tokens.end - span->tokens.begin)),
+                 span->score};
+    });
+    for (std::size_t i = 0; i < texts.size(); ++i) print_out(answer(texts[i], best[i]));
+  }
+
+  std::string answer(const std::string& text, const std::optional<Answer>& best) const {
     ordered_json json = {{"text", text}, {"question", *arguments_.question}, {"answer", nullptr}, {"score", 0}};
     std::string lines = text + "\n";
-    if (span) {
-      const std::string words =
-          text_of(model_.tokenizer(),
-                  std::span(encoded.ids).subspan(span->tokens.begin, span->tokens.end - span->tokens.begin));
-      json["answer"] = words;
-      json["score"] = shortest(span->score);
-      lines += fmt::format("  {:.4f}  {}\n", span->score, words);
+    if (best) {
+      json["answer"] = best->words;
+      json["score"] = shortest(best->score);
+      lines += fmt::format("  {:.4f}  {}\n", best->score, best->words);
     }
     return as_json() ? json_line(json) : lines;
   }
@@ -156,6 +187,11 @@ class Classifier {
 };
 
 int run(const Arguments& arguments) {
+  if (!arguments.images.empty()) {
+    if (!arguments.texts.empty() || arguments.pair || arguments.question)
+      fail_usage("give texts, with --pair or --question, or --images, not both: a model takes one of them");
+    return classify_images(arguments.model, arguments.images, arguments.top_k, arguments.format == "jsonl");
+  }
   const auto checkpoint = arguments.model.open();
   const HeadKind head = require_head(
       *checkpoint, {HeadKind::sequence_class, HeadKind::token_class, HeadKind::question_answer}, "nibble classify");
@@ -173,13 +209,14 @@ int run(const Arguments& arguments) {
 }
 
 const CommandRegistration kRegistration(
-    {"classify", "labels of texts or tokens, answers to questions", [](CLI::App& app) -> std::function<int()> {
+    {"classify", "labels of texts, tokens or images, answers to questions", [](CLI::App& app) -> std::function<int()> {
        auto a = std::make_shared<Arguments>();
        a->model.add_to(app);
        app.add_option("texts", a->texts, "texts to classify (default: lines of standard input)");
+       app.add_option("--images", a->images, "image files, JPEG or PNG, in place of texts");
        app.add_flag("--pair", a->pair, "each text is a pair with a tab between its two texts");
        app.add_option("--question", a->question, "with a head that finds answers: what to look for in the texts");
-       app.add_option("--top-k", a->top_k, "classifiers of texts: the best labels to print (0: all)")
+       app.add_option("--top-k", a->top_k, "classifiers of texts and images: the best labels to print (0: all)")
            ->capture_default_str()
            ->check(CLI::Range(0, 1 << 24));
        app.add_option("--answer-tokens", a->answer_tokens, "tokens of an answer at most (0: any number)")

@@ -1,26 +1,19 @@
 #include "cli/encode_images.h"
 
+#include "cli/image_batch.h"
 #include "core/error.h"
 #include "core/progress.h"
+#include "engine/image_text.h"
 #include "engine/text_encoder.h"
 #include "inputs/image_processor.h"
-#include "models/family.h"
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <span>
 
 namespace nibble {
 namespace {
-
-// The model of images of a checkpoint that holds one of texts, too.
-std::string image_part(const Checkpoint& checkpoint) {
-  const std::vector<std::string> known = known_families();
-  const std::string part = checkpoint.config().value("model_type", std::string()) + "/vision";
-  return std::find(known.begin(), known.end(), part) != known.end() ? "vision" : "";
-}
 
 Pooling choose_pooling(const std::string& name, const Program& program) {
   const bool pooler = program.head == HeadKind::pooler || program.head == HeadKind::projection;
@@ -38,7 +31,7 @@ int encode_images(const EncoderModelOptions& model, const ImageEmbeddingOptions&
   check_embedding_output(format, output);
   const std::shared_ptr<const Checkpoint> checkpoint = model.open();
   EncoderOptions engine_options = model.text_model_options().engine;
-  engine_options.part = image_part(*checkpoint);
+  engine_options.part = part_of(*checkpoint, "vision");
   EncoderEngine engine(checkpoint, engine_options);
   const Program& program = engine.program();
   if (!program.image) {
@@ -58,19 +51,8 @@ int encode_images(const EncoderModelOptions& model, const ImageEmbeddingOptions&
   EncoderResult result;
   for (std::size_t first = 0; first < files.size(); first += model.batch_size) {
     const std::size_t count = std::min(model.batch_size, files.size() - first);
-    pixels.clear();
-    ImageBatch batch{static_cast<std::int64_t>(count), program.image->channels, 0, 0, {}};
-    for (std::size_t i = 0; i < count; ++i) {
-      const Pixels image = processor.process(read_image(files[first + i]));
-      if (i > 0 && (image.height != batch.height || image.width != batch.width)) {
-        fail("{} becomes {} x {} pixels, and the images before it {} x {}: use --batch-size 1", files[first + i],
-             image.width, image.height, batch.width, batch.height);
-      }
-      batch.height = image.height;
-      batch.width = image.width;
-      pixels.insert(pixels.end(), image.values.begin(), image.values.end());
-    }
-    batch.pixels = pixels;
+    const ImageBatch batch =
+        read_image_batch(std::span(files).subspan(first, count), processor, program.image->channels, pixels);
     engine.forward(batch, {.hidden = !by_head, .head = by_head}, result);
     embeddings.resize(count * dimension);
     for (std::size_t i = 0; i < count; ++i) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <string_view>
 #include <utility>
 
@@ -29,7 +30,7 @@ std::vector<Field> classic_fields(const EncoderRow& row) {
   return {
       {{"num_batches", "num_batches"}, static_cast<std::int64_t>(fast.count)},
       {{"batch_size", "batch_size"}, row.cell.batch},
-      {{"seq_len", "seq_len"}, row.cell.length},
+      {{"seq_len", "seq_len"}, row.cell.steps > 0 ? row.cell.steps : row.cell.length},
       {{"is_cuda", "is cuda"}, row.device != "cpu"},
       {{"is_half", "is half"}, row.dtype != "f32"},
       {{"use_mask", "use mask"}, row.mask},
@@ -54,6 +55,20 @@ std::vector<Field> classic_image_fields(const EncoderRow& row) {
           {{"hf_time", "HF_time", 6}, if_measured(eager.count > 0, eager.mean)},
           {{"bt_time", "BT_time", 6}, if_measured(fast.count > 0, fast.mean)},
           {{"speedup", "Speedup", 4}, if_measured(both, eager.mean / fast.mean)}};
+}
+
+// What a GPU did while the row was timed; empty on the CPU.
+std::vector<Field> gpu_fields(const GpuRun& run) {
+  const bool seen = run.samples > 0;
+  const auto whole = [&](int value) { return seen && value > 0 ? Cell(std::int64_t{value}) : Cell(); };
+  const auto text = [&](const std::string& value) { return seen && !value.empty() ? Cell(value) : Cell(); };
+  return {{{"sm_clock_min_mhz", "SM clock min (MHz)"}, whole(run.sm_clock_min)},
+          {{"sm_clock_max_mhz", "SM clock max (MHz)"}, whole(run.sm_clock_max)},
+          {{"power_w", "Power (W)", 1}, if_measured(seen && run.power > 0, run.power)},
+          {{"temperature_c", "Temperature (C)"}, whole(run.temperature)},
+          {{"throttle", "Held back by"}, text(throttle_text(run.throttle))},
+          {{"ecc_errors", "Memory errors"}, seen ? Cell(run.ecc_errors) : Cell()},
+          {{"notes", "Notes"}, text(remarks_on(run))}};
 }
 
 std::vector<Field> fields(const EncoderRow& row) {
@@ -92,8 +107,12 @@ std::vector<Field> fields(const EncoderRow& row) {
            if_measured(eager.count > 0, megabytes(row.result.eager.planned_memory))},
           {{"fast_planned_mb", "Fast planned (MB)", 1}, if_measured(timed, megabytes(row.result.fast.planned_memory))},
           {{"difference", "Difference of paths", 7}, if_measured(eager.count > 0, row.result.difference)},
+          {{"copy_ms", "Copy of inputs (ms)", 3},
+           if_measured(row.result.copy.has_value(), row.result.copy.value_or(0) * 1e3)},
           {{"started", "Started"}, row.started},
       });
+  std::vector<Field> gpu = gpu_fields(row.result.gpu);
+  std::move(gpu.begin(), gpu.end(), std::back_inserter(out));
   return out;
 }
 
@@ -112,7 +131,7 @@ std::vector<Column> columns_of(std::vector<Field> all) {
 }
 
 // In the order of the printed table.
-constexpr std::array<ShownColumn, 14> kShown = {{{"batch_size", true},
+constexpr std::array<ShownColumn, 16> kShown = {{{"batch_size", true},
                                                  {"seq_len", true},
                                                  {"padding_percent", true},
                                                  {"dtype", false},
@@ -123,9 +142,11 @@ constexpr std::array<ShownColumn, 14> kShown = {{{"batch_size", true},
                                                  {"fast_tok_s", true},
                                                  {"fast_gflop_s", true},
                                                  {"gemm_share_percent", true},
+                                                 {"copy_ms", true},
                                                  {"mem_eager_mb", true},
                                                  {"mem_bt_mb", true},
-                                                 {"status", false}}};
+                                                 {"status", false},
+                                                 {"notes", false}}};
 
 }  // namespace
 

@@ -34,7 +34,8 @@ int run(Arguments arguments) {
   nlohmann::ordered_json config =
       arguments.preset.empty() ? parse_ordered_json(read_text_file(arguments.config, kJsonSizeLimit), arguments.config)
                                : preset_config(arguments.preset);
-  if (arguments.layers > 0) config["num_hidden_layers"] = arguments.layers;
+  if (arguments.layers > 0)
+    config[config.contains("encoder_layers") ? "encoder_layers" : "num_hidden_layers"] = arguments.layers;
   const auto dtype = dtype_from_name(arguments.dtype);
   if (!dtype) fail_usage("--dtype {}: expected f16, bf16 or f32", arguments.dtype);
   arguments.options.dtype = *dtype;

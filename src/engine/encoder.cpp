@@ -12,9 +12,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <functional>
-#include <limits>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -54,7 +52,6 @@ struct Group {
 // A batch of any kind. Images are sequences of one length, without tokens; recordings are sequences of their frames.
 struct Input : EncoderBatch {
   std::span<const float> pixels = {};
-  bool resident = false;
   const AudioBatch* audio = nullptr;
 };
 
@@ -68,34 +65,6 @@ struct GraphKey {
 };
 
 }  // namespace
-
-std::string_view name_of(EncoderPath path) { return path == EncoderPath::eager ? "eager" : "fast"; }
-
-EncoderPath encoder_path_named(std::string_view name) {
-  if (name == "eager") return EncoderPath::eager;
-  if (name == "fast") return EncoderPath::fast;
-  fail_usage("there is no path \"{}\": expected eager or fast", name);
-}
-
-double largest_difference(const EncoderBatch& batch, std::span<const float> a, std::span<const float> b) {
-  const auto cells = static_cast<std::size_t>(batch.sequences * batch.length);
-  if (a.size() != b.size() || cells == 0 || a.size() % cells != 0)
-    fail("results of {} and {} values were compared for a batch of {} rows", a.size(), b.size(), cells);
-  const std::size_t width = a.size() / cells;
-  double worst = 0;
-  double largest = 0;
-  for (std::int64_t s = 0; s < batch.sequences; ++s) {
-    const std::size_t first = static_cast<std::size_t>(s * batch.length) * width;
-    const std::size_t count = static_cast<std::size_t>(batch.lengths[static_cast<std::size_t>(s)]) * width;
-    for (std::size_t i = first; i < first + count; ++i) {
-      const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-      if (std::isnan(difference)) return std::numeric_limits<double>::infinity();
-      worst = std::max(worst, difference);
-      largest = std::max(largest, std::abs(static_cast<double>(b[i])));
-    }
-  }
-  return largest > 0 ? worst / largest : worst;
-}
 
 struct EncoderEngine::Impl {
   std::shared_ptr<const Checkpoint> checkpoint;
@@ -112,7 +81,7 @@ struct EncoderEngine::Impl {
   Weights weights;
 
   PassRunner runner;
-  std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded, audio_steps;
+  std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded, audio_steps, spectrograms;
   std::map<GraphKey, std::unique_ptr<Graph>> graphs;
   std::size_t table_used = 0;                  // bytes at the head of `staging` that the pass at hand needs in `tables`
   MatrixRef resident_hidden;                   // what on_device() gives
@@ -120,11 +89,14 @@ struct EncoderEngine::Impl {
 
   bool eager() const { return options.path == EncoderPath::eager; }
   bool gpu() const { return backend->device().info().kind == DeviceKind::cuda; }
-  bool captures() const { return gpu() && !eager() && options.capture; }
+  // Where the frames of recordings begin is no part of what a capture could read anew.
+  bool captures() const { return gpu() && !eager() && options.capture && !program.audio; }
   bool head_has_rows() const {
     return program.head == HeadKind::masked_lm || program.head == HeadKind::token_class ||
            program.head == HeadKind::question_answer;
   }
+  // Samples stay as they are.
+  DType steps_type() const { return program.audio->channels > 1 ? sizes.activations : DType::f32; }
   std::int64_t head_columns() const {
     return program.logits < 0 ? 0 : program.buffers[static_cast<std::size_t>(program.logits)].columns;
   }
@@ -192,10 +164,7 @@ void EncoderEngine::Impl::configure() {
   if (program.audio && !traits.audio)
     fail("encoders of audio do not run on {}: use --device cpu", backend->device().info().name);
   const std::vector<std::string> embeddings = tables_of(program);
-  const DType stored = checkpoint->tensor(first_tensor_of(program)).dtype;
-  compute = options.compute.value_or(stored == DType::f32 || stored == DType::f64 ? DType::f32
-                                     : gpu()                                      ? stored
-                                                                                  : DType::bf16);
+  compute = options.compute.value_or(default_compute(*checkpoint, program, backend->device().info().kind));
   if (compute != DType::f32 && compute != DType::bf16 && (compute != DType::f16 || !gpu())) {
     fail_usage("compute type {} is not supported on {}; use f32{} or bf16", name_of(compute),
                gpu() ? backend->device().info().name : "the CPU", gpu() ? ", f16" : "");
@@ -205,6 +174,7 @@ void EncoderEngine::Impl::configure() {
   sizes.joins_parts = traits.joins_parts;
   sizes.compute = compute;
   sizes.materialise = eager();
+  sizes.aligned_frames = traits.aligned_frames;
 
   LoweringOptions lowering;
   lowering.kernel = options.kernel;
@@ -236,8 +206,11 @@ void EncoderEngine::Impl::allocate() {
                              "the pixels of a pass");
   }
   if (program.audio) {
-    const auto values = static_cast<std::size_t>(sizes.max_images * sizes.max_steps * program.audio->channels);
-    audio_steps = device.allocate(values * sizeof(float), "the audio of a pass");
+    const std::int64_t room = program.audio->room(sizes.max_steps, 0, sizes.aligned_frames);
+    const auto values = static_cast<std::size_t>(sizes.max_images * room * program.audio->channels);
+    audio_steps = device.allocate(values * bytes_of(steps_type()), "the audio of a pass");
+    if (gpu() && program.audio->channels > 1)
+      spectrograms = device.allocate(values * sizeof(float), "the spectrograms of a pass");
   }
   runner = PassRunner({.backend = backend.get(),
                        .stream = stream.get(),
@@ -317,7 +290,7 @@ void EncoderEngine::Impl::check(const AudioBatch& batch) const {
 
 Input EncoderEngine::Impl::input_of(const ImageBatch& batch) {
   lengths_of_batch.assign(static_cast<std::size_t>(batch.images), static_cast<std::int32_t>(program.max_positions));
-  return {{batch.images, program.max_positions, {}, lengths_of_batch, {}}, batch.pixels, batch.resident, nullptr};
+  return {{batch.images, program.max_positions, {}, lengths_of_batch, {}}, batch.pixels, nullptr};
 }
 
 Input EncoderEngine::Impl::input_of(const AudioBatch& batch) {
@@ -325,7 +298,7 @@ Input EncoderEngine::Impl::input_of(const AudioBatch& batch) {
   lengths_of_batch.assign(static_cast<std::size_t>(batch.recordings), static_cast<std::int32_t>(frames));
   for (std::size_t r = 0; r < batch.lengths.size(); ++r)
     lengths_of_batch[r] = static_cast<std::int32_t>(program.audio->frames(batch.lengths[r]));
-  return {{batch.recordings, frames, {}, lengths_of_batch, {}}, {}, false, &batch};
+  return {{batch.recordings, frames, {}, lengths_of_batch, {}}, {}, &batch};
 }
 
 void EncoderEngine::Impl::check(const EncoderBatch& batch) const {
@@ -462,8 +435,7 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
     const auto values = static_cast<std::size_t>(program.image->values());
     const std::span<const float> part = batch.pixels.subspan(static_cast<std::size_t>(group.first) * values,
                                                              static_cast<std::size_t>(pass.images) * values);
-    const bool all = group.first == 0 && group.last == batch.sequences;
-    if (!batch.resident || !all) stream->copy_to_device(pixels->data(), part.data(), part.size_bytes());
+    stream->copy_to_device(pixels->data(), part.data(), part.size_bytes());
   }
   if (batch.audio != nullptr) {
     const auto sequences = static_cast<std::size_t>(pass.map.sequences);
@@ -532,22 +504,33 @@ void EncoderEngine::Impl::add_audio(const AudioBatch& batch, const Group& group,
   pass.images = pass.map.sequences;
   pass.token_begin.assign(begin.begin(), begin.end());
   pass.frame_begin.assign(shape.stages.size() + 1, {0});
-  std::vector<float> rows;
+  pass.frames.resize(shape.stages.size() + 1);
+  pass.steps = {audio_steps->data(), steps_type(), 0, batch.channels, batch.channels};
   for (std::int64_t r = group.first; r < group.last; ++r) {
     const std::int64_t steps = steps_of(batch, r);
-    for (std::size_t stage = 0; stage < pass.frame_begin.size(); ++stage)
-      pass.frame_begin[stage].push_back(pass.frame_begin[stage].back() + shape.frames(steps, stage));
-    const auto first = rows.size();
-    rows.resize(first + static_cast<std::size_t>(steps * batch.channels));
-    for (std::int64_t channel = 0; channel < batch.channels; ++channel) {
-      const float* from = batch.values.data() + (r * batch.channels + channel) * batch.steps;
-      float* to = rows.data() + first + channel;
-      for (std::int64_t step = 0; step < steps; ++step) to[step * batch.channels] = from[step];
+    const std::int64_t place = pass.frame_begin.front().back() * batch.channels;
+    std::byte* const to = audio_steps->data() + static_cast<std::size_t>(place) * bytes_of(steps_type());
+    for (std::size_t stage = 0; stage < pass.frame_begin.size(); ++stage) {
+      pass.frame_begin[stage].push_back(pass.frame_begin[stage].back() +
+                                        shape.room(steps, stage, sizes.aligned_frames));
+      pass.frames[stage].push_back(shape.frames(steps, stage));
     }
+    const auto values = static_cast<std::size_t>(steps * batch.channels);
+    const float* from = batch.values.data() + r * batch.channels * batch.steps;
+    if (batch.channels == 1) {
+      stream->copy_to_device(to, from, values * sizeof(float));
+      continue;
+    }
+    MatrixRef bins{const_cast<float*>(from), DType::f32, batch.channels, steps, batch.steps};
+    if (gpu()) {
+      const std::int64_t each = batch.channels * batch.steps;
+      bins.data = spectrograms->data() + static_cast<std::size_t>((r - group.first) * each) * sizeof(float);
+      stream->copy_to_device(bins.data, from,
+                             static_cast<std::size_t>((batch.channels - 1) * batch.steps + steps) * sizeof(float));
+    }
+    backend->transpose(bins, {to, steps_type(), steps, batch.channels, batch.channels}, *stream);
   }
-  stream->copy_to_device(audio_steps->data(), rows.data(), rows.size() * sizeof(float));
-  stream->synchronize();
-  pass.steps = reinterpret_cast<const float*>(audio_steps->data());
+  pass.steps.rows = pass.frame_begin.front().back();
 }
 
 // Copies a buffer's rows to their places among the sequences' columns; zeros where there is no row. all_rows: there is
@@ -735,6 +718,13 @@ Cost EncoderEngine::cost(std::span<const std::int32_t> lengths) const {
       const Cost cost = node.kernel->cost(node.site, set == RowSet::patches ? patches : rows);
       total.bytes += cost.bytes;
       total.flops += cost.flops;
+    } else if (const auto* convolve = std::get_if<ConvolveNode>(&node.node.op)) {
+      const BufferDesc& y = m.program.buffers[static_cast<std::size_t>(convolve->y)];
+      const std::size_t stages = y.rows == RowSet::frames ? y.stages : m.program.audio->stages.size();
+      std::int64_t made = 0;
+      for (const std::int32_t length : lengths) made += m.program.audio->frames_for(length, stages);
+      const double each = 2.0 * static_cast<double>(convolve->shape.window() * convolve->shape.outputs);
+      total.flops += each * static_cast<double>(made);
     } else if (std::holds_alternative<SelfAttentionNode>(node.node.op)) {
       // q, k and v read, y written; two products.
       total.bytes += 16.0 * static_cast<double>(rows) * static_cast<double>(m.program.hidden);
@@ -758,6 +748,7 @@ void EncoderEngine::release() {
   impl_->tables.reset();
   impl_->pixels.reset();
   impl_->audio_steps.reset();
+  impl_->spectrograms.reset();
 }
 
 void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {

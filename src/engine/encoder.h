@@ -61,7 +61,6 @@ struct ImageBatch {
   std::int64_t height = 0;
   std::int64_t width = 0;
   std::span<const float> pixels;  // [images, channels, height, width]
-  bool resident = false;          // they are those of the call before, still in device memory: not copied again
 };
 
 /// Recordings as the model takes them: samples of its rate, or the log-mel spectrogram of each, normalised as it was
@@ -91,6 +90,9 @@ struct EncoderResult {
   /// a classifier of sequences). Rows of padding are zeros on both paths.
   std::vector<float> head;
 };
+
+/// What an encoder computes in where EncoderOptions do not say.
+DType default_compute(const Checkpoint& checkpoint, const Program& program, DeviceKind device);
 
 /// The largest difference of two results [sequences, length, width] of a batch, rows of padding left out, as a share of
 /// the largest value of `b`; infinity where one holds a NaN.
@@ -145,7 +147,7 @@ class EncoderEngine {
   MatrixRef on_device() const;
 
   /// Bytes and operations of the linear sites and attention over sequences of these lengths, without padding; a
-  /// recording's length is that of frames(), and its convolutions are not counted.
+  /// recording's length is that of frames(), of the fewest steps that make so many.
   Cost cost(std::span<const std::int32_t> lengths) const;
 
   /// Time by node of one forward pass of this batch, in the order of the nodes, summed over its passes.

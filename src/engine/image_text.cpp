@@ -1,7 +1,11 @@
 #include "engine/image_text.h"
 
 #include "core/error.h"
+#include "models/family.h"
 
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -37,6 +41,12 @@ std::vector<float> normalised(std::vector<float> rows, std::int64_t columns) {
 }
 
 }  // namespace
+
+std::string part_of(const Checkpoint& checkpoint, std::string_view part) {
+  const std::vector<std::string> known = known_families();
+  const std::string name = checkpoint.config().value("model_type", std::string()) + "/" + std::string(part);
+  return std::find(known.begin(), known.end(), name) != known.end() ? std::string(part) : std::string();
+}
 
 ImageTextEngine::ImageTextEngine(const std::shared_ptr<const Checkpoint>& checkpoint, const EncoderOptions& options)
     : text_(checkpoint, options_of(options, "text")),

@@ -4,9 +4,15 @@
 #include "engine/encoder.h"
 
 #include <memory>
+#include <string>
+#include <string_view>
 #include <vector>
 
 namespace nibble {
+
+/// `part` where the checkpoint holds several models and one of them has this name ("text", "vision"); empty where it is
+/// one model.
+std::string part_of(const Checkpoint& checkpoint, std::string_view part);
 
 class ImageTextEngine {
  public:

@@ -98,6 +98,7 @@ class Lowerer {
     }
     if (std::holds_alternative<LinearNode>(nodes_[i].op)) return linear(i, nullptr);
     if (std::holds_alternative<ConvolveNode>(nodes_[i].op)) return convolution(i);
+    if (const auto* over_time = std::get_if<InstanceNormNode>(&nodes_[i].op)) return instance_norm(i, *over_time);
     if (const std::size_t after = attention(i); after != i) return after;
     if (sum_of_norm(i)) {
       LoweredNode& fused = out_.emplace_back();
@@ -128,18 +129,28 @@ class Lowerer {
     lowered.node = nodes_[i];
     auto& node = std::get<ConvolveNode>(lowered.node.op);
     node.shape.compute = options_.compute;
-    std::size_t after = i + 1;
-    if (options_.fuse && after < nodes_.size()) {
-      const auto* activation = std::get_if<ActivationNode>(&nodes_[after].op);
-      if (activation != nullptr && activation->x == node.y &&
-          (activation->y == activation->x || dead_after(nodes_, after, activation->x))) {
-        node.shape.activation = activation->activation;
-        lowered.activation = *activation;
-        ++after;
-      }
-    }
+    lowered.activation = activation_behind(i, node.y);
+    if (lowered.activation) node.shape.activation = lowered.activation->activation;
     out_.push_back(std::move(lowered));
-    return after;
+    return out_.back().activation ? i + 2 : i + 1;
+  }
+
+  // So does a norm over time, where the back end has that.
+  std::size_t instance_norm(std::size_t i, const InstanceNormNode& node) {
+    LoweredNode lowered;
+    lowered.node = nodes_[i];
+    if (options_.backend.fuses_instance_norm) lowered.activation = activation_behind(i, node.y);
+    out_.push_back(std::move(lowered));
+    return out_.back().activation ? i + 2 : i + 1;
+  }
+
+  // The activation of node i's output y that may be folded into it.
+  std::optional<ActivationNode> activation_behind(std::size_t i, BufferId y) const {
+    if (!options_.fuse || i + 1 >= nodes_.size()) return std::nullopt;
+    const auto* activation = std::get_if<ActivationNode>(&nodes_[i + 1].op);
+    if (activation == nullptr || activation->x != y) return std::nullopt;
+    if (activation->y != activation->x && !dead_after(nodes_, i + 1, activation->x)) return std::nullopt;
+    return *activation;
   }
 
   void push(const Node& node) { out_.emplace_back().node = node; }

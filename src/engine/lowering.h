@@ -16,7 +16,7 @@ namespace nibble {
 /// One step of a pass: a node by itself, or a linear node with the neighbours that its kernel takes in.
 struct LoweredNode {
   Node node;
-  // For a linear node, or its activation alone for a convolution:
+  // For a linear node, or its activation alone for a convolution or an instance norm:
   const LinearKernel* kernel = nullptr;
   LinearSite site;
   std::optional<NormNode> norm;              // folded in as the prologue

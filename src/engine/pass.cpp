@@ -119,8 +119,7 @@ void PassRunner::enqueue_convolve(const LoweredNode& lowered, const Pass& pass) 
   ConvolveArgs args;
   if (node.x < 0) {
     args.x_begin = pass.frame_begin.front();
-    const std::int64_t channels = node.shape.inputs;
-    args.x = {const_cast<float*>(pass.steps), DType::f32, args.x_begin.back(), channels, channels};
+    args.x = pass.steps;
   } else {
     args.x_begin = begin(node.x);
     args.x = matrix(node.x, pass);
@@ -130,6 +129,21 @@ void PassRunner::enqueue_convolve(const LoweredNode& lowered, const Pass& pass) 
   args.y = matrix(y, pass);
   args.workspace = p_.scratch;
   p_.backend->convolve(p_.weights->convolution(node.module), args, *p_.stream);
+}
+
+void PassRunner::enqueue_instance_norm(const LoweredNode& lowered, const InstanceNormNode& node,
+                                       const Pass& pass) const {
+  const std::size_t stages = p_.program->buffers[static_cast<std::size_t>(node.x)].stages;
+  InstanceNormArgs args;
+  args.x = matrix(node.x, pass);
+  args.begin = pass.frame_begin[stages];
+  args.rows = pass.frames[stages];
+  args.weight = p_.weights->norm(node.module + ".weight");
+  args.bias = p_.weights->norm(node.module + ".bias");
+  args.eps = node.eps;
+  args.y = matrix(lowered.activation ? lowered.activation->y : node.y, pass);
+  if (lowered.activation) args.activation = lowered.activation->activation;
+  p_.backend->instance_norm(args, *p_.stream);
 }
 
 void PassRunner::enqueue_gather(const GatherNode& node, const Pass& pass) const {
@@ -191,11 +205,7 @@ bool PassRunner::enqueue(std::size_t index, const Pass& pass) const {
   } else if (std::holds_alternative<ConvolveNode>(op)) {
     enqueue_convolve(lowered, pass);
   } else if (const auto* over_time = std::get_if<InstanceNormNode>(&op)) {
-    const BufferDesc& desc = p_.program->buffers[static_cast<std::size_t>(over_time->x)];
-    ops.instance_norm(
-        {matrix(over_time->x, pass), pass.frame_begin[desc.stages], p_.weights->norm(over_time->module + ".weight"),
-         p_.weights->norm(over_time->module + ".bias"), over_time->eps, matrix(over_time->y, pass)},
-        s);
+    enqueue_instance_norm(lowered, *over_time, pass);
   } else if (const auto* trim = std::get_if<TrimNode>(&op)) {
     ops.trim_frames(
         {matrix(trim->x, pass), pass.frame_begin.back(), pass.kept, matrix(trim->y, pass), pass.token_begin}, s);

@@ -28,10 +28,11 @@ struct Pass {
   const std::int32_t* valid = nullptr;  // [sequences] rows of each that are no padding; null: all
   const float* pixels = nullptr;        // of the pass's images, as Program::image shapes them
   std::int64_t images = 0;              // or recordings
-  // Of audio, in the host's memory: its steps [frame_begin[0].back(), channels], and where the sequences' rows begin
+  // Of audio: its steps [frame_begin[0].back(), channels]; and in the host's memory where the sequences' rows begin
   // behind the first so many stages, and as tokens; how many tokens of each are no padding.
-  const float* steps = nullptr;
+  MatrixRef steps;
   std::vector<std::vector<std::int64_t>> frame_begin;  // [stages + 1][sequences + 1]
+  std::vector<std::vector<std::int64_t>> frames;       // [stages + 1][sequences] that there are, at the head of those
   std::vector<std::int64_t> token_begin;               // [sequences + 1]
   std::vector<std::int32_t> kept;                      // [sequences]
   std::int64_t length = 0;                             // SelfAttentionArgs::length
@@ -69,6 +70,7 @@ class PassRunner {
   void enqueue_patches(const PatchNode& node, const Pass& pass) const;
   void enqueue_place(const PlaceNode& node, const Pass& pass) const;
   void enqueue_convolve(const LoweredNode& lowered, const Pass& pass) const;
+  void enqueue_instance_norm(const LoweredNode& lowered, const InstanceNormNode& node, const Pass& pass) const;
   void enqueue_gather(const GatherNode& node, const Pass& pass) const;
   void enqueue_self_attention(const SelfAttentionNode& node, const Pass& pass) const;
 

@@ -1,6 +1,7 @@
 #include "engine/plan.h"
 
 #include "core/checked.h"
+#include "engine/weights.h"
 
 #include <fmt/format.h>
 
@@ -70,7 +71,7 @@ std::int64_t most_rows(const Program& program, const RunSizes& sizes, const Buff
     case RowSet::logits:
       return sizes.max_logit_rows;
     case RowSet::frames:
-      return sizes.max_images * program.audio->frames(sizes.max_steps, buffer.stages);
+      return sizes.max_images * program.audio->room(sizes.max_steps, buffer.stages, sizes.aligned_frames);
     case RowSet::patches:
       break;
   }
@@ -173,6 +174,19 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
   return round_up(most, kAlign);
 }
 
+namespace {
+
+// Samples; spectrograms as rows, and on a GPU as they come.
+std::size_t audio_bytes(const Program& program, const RunSizes& sizes, DeviceKind device) {
+  const AudioShape& audio = *program.audio;
+  const std::int64_t rows = sizes.max_images * audio.room(sizes.max_steps, 0, sizes.aligned_frames);
+  const std::size_t raw = rows_bytes(rows, audio.channels, sizeof(float));
+  if (audio.channels == 1) return raw;
+  return rows_bytes(rows, audio.channels, bytes_of(sizes.activations)) + (device == DeviceKind::cuda ? raw : 0);
+}
+
+}  // namespace
+
 MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
                      Backend& backend, std::size_t embedding_bytes) {
   MemoryPlan plan;
@@ -205,13 +219,15 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   }
   plan.weights += norms;
   item("norms", norms);
+  const OrderedCopyBytes ordered = ordered_copy_bytes(nodes, backend.device().info());
+  plan.weights += ordered.copy + ordered.tables;
+  if (ordered.copy > 0) item("inputs in the order of act-order", ordered.copy + ordered.tables);
   plan_arena(program, nodes, sizes, plan.arena);
   if (program.encoder) {
     // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
     plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_batch + 1, 2, 4);
     if (program.image) plan.arena += rows_bytes(sizes.max_images, program.image->values(), sizeof(float));
-    if (program.audio)
-      plan.arena += rows_bytes(sizes.max_images * sizes.max_steps, program.audio->channels, sizeof(float));
+    if (program.audio) plan.arena += audio_bytes(program, sizes, backend.device().info().kind);
     item("activations and maps", plan.arena);
     plan.workspace = plan_workspace(program, nodes, sizes, backend);
     item("scratch of kernels and ops", plan.workspace);

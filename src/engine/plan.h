@@ -49,6 +49,7 @@ struct RunSizes {
   bool joins_parts = false;        // BackendTraits::joins_parts
   DType compute = DType::f32;      // of attention without a cache
   bool materialise = false;        // SelfAttentionArgs::materialise
+  bool aligned_frames = false;     // BackendTraits::aligned_frames
 };
 
 /// The most rows that a buffer has in a pass.

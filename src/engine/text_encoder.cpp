@@ -1,6 +1,7 @@
 #include "engine/text_encoder.h"
 
 #include "core/error.h"
+#include "engine/image_text.h"
 #include "formats/json.h"
 #include "formats/unicode.h"
 #include "models/family.h"
@@ -85,11 +86,24 @@ void read_modules(const fs::path& folder, const EmbeddingOptions& options, Embed
   if (!options.normalize) settings.normalize = normalizes;
 }
 
+// The model of texts, of a checkpoint that holds one of images, too.
+Program text_program(const Checkpoint& checkpoint) {
+  return program_from_checkpoint(checkpoint, part_of(checkpoint, "text"));
+}
+
+// A text whose model is one of two that are compared is its projection, where nothing else is asked for.
+EmbeddingSettings settings_of(const Checkpoint& checkpoint, EmbeddingOptions options) {
+  if (!options.pooling && text_program(checkpoint).head == HeadKind::projection) options.pooling = Pooling::pooler;
+  return read_embedding_settings(checkpoint.folder(), options);
+}
+
 TextModelOptions model_options(const Checkpoint& checkpoint, const EmbeddingOptions& wanted,
                                const EmbeddingSettings& settings, TextModelOptions options) {
-  const Program program = program_from_checkpoint(checkpoint);
+  const Program program = text_program(checkpoint);
+  options.engine.part = part_of(checkpoint, "text");
   options.engine.head = settings.pooling == Pooling::pooler;
-  if (program.encoder && options.engine.head && program.head != HeadKind::pooler) {
+  if (program.encoder && options.engine.head && program.head != HeadKind::pooler &&
+      program.head != HeadKind::projection) {
     fail("{} has {} instead of a pooler: take the mean or cls pooling", checkpoint.folder().string(),
          name_of(program.head));
   }
@@ -172,7 +186,7 @@ EmbeddingSettings read_embedding_settings(const fs::path& folder, const Embeddin
 
 TextEmbedder::TextEmbedder(const std::shared_ptr<const Checkpoint>& checkpoint, const EmbeddingOptions& options,
                            TextModelOptions model)
-    : settings_(read_embedding_settings(checkpoint->folder(), options)),
+    : settings_(settings_of(*checkpoint, options)),
       model_(checkpoint, model_options(*checkpoint, options, settings_, std::move(model))) {
   settings_.max_length = model_.max_length();
 }

@@ -18,7 +18,7 @@ namespace nibble {
 enum class Pooling {
   mean,    // the mean of all tokens' hidden states, special ones among them
   cls,     // the first token's hidden state
-  pooler,  // what the model's own pooler makes of it
+  pooler,  // what the model's own pooler, or projection, makes of it
 };
 std::string_view name_of(Pooling pooling);
 /// "mean", "cls" or "pooler"; UsageError for other names.

@@ -120,6 +120,43 @@ std::optional<AnswerSpan> best_span(std::span<const float> logits, TokenRange ra
   return best;
 }
 
+std::vector<EncodedText> windows_of(const EncodedText& pair, std::size_t max_length, std::size_t overlap) {
+  if (pair.ids.size() <= max_length) return {pair};
+  const auto [begin, end] = pair.texts[1];
+  const std::size_t around = pair.ids.size() - (end - begin);
+  if (around >= max_length) {
+    fail_usage(
+        "the first text of a pair takes {} tokens, special ones among them, which leaves no room for the second within "
+        "{}: shorten it",
+        around, max_length);
+  }
+  const std::size_t room = max_length - around;
+  const std::size_t step = room - std::min(overlap, room / 2);
+  const auto cut_out = [&](const std::vector<std::int32_t>& from, std::size_t first, std::size_t last) {
+    std::vector<std::int32_t> out(from.begin(), from.begin() + static_cast<std::ptrdiff_t>(begin));
+    out.insert(out.end(), from.begin() + static_cast<std::ptrdiff_t>(first),
+               from.begin() + static_cast<std::ptrdiff_t>(last));
+    out.insert(out.end(), from.begin() + static_cast<std::ptrdiff_t>(end), from.end());
+    return out;
+  };
+  std::vector<EncodedText> out;
+  out.reserve((end - begin) / step + 1);
+  for (std::size_t first = begin;; first += step) {
+    const std::size_t last = std::min(first + room, end);
+    EncodedText window;
+    window.ids = cut_out(pair.ids, first, last);
+    window.type_ids = cut_out(pair.type_ids, first, last);
+    window.texts = {pair.texts[0], {begin, begin + (last - first)}};
+    // The first text may stand behind the second.
+    if (pair.texts[0].begin >= end) {
+      const std::size_t missing = (end - begin) - (last - first);
+      window.texts[0] = {pair.texts[0].begin - missing, pair.texts[0].end - missing};
+    }
+    out.push_back(std::move(window));
+    if (last == end) return out;
+  }
+}
+
 std::string text_of(const Tokenizer& tokenizer, std::span<const std::int32_t> ids) {
   const std::string text = tokenizer.decode(ids, false);
   const std::size_t begin = text.find_first_not_of(' ');

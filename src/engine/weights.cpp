@@ -111,17 +111,21 @@ std::optional<std::size_t> only_linear_reader(const std::vector<LoweredNode>& no
   return reader;
 }
 
-// Gated products put out in the order that the linears behind them want.
-void put_out_in_order(const std::vector<LoweredNode>& nodes, const std::vector<std::shared_ptr<PackedLinear>>& packed,
-                      Device& device, Stream& stream) {
-  for (std::size_t i = 0; i < nodes.size(); ++i) {
-    // Weights that several nodes share would have to please all of them.
-    if (!nodes[i].gated || packed[i] == nullptr || packed[i].use_count() != 1) continue;
-    auto* writer = dynamic_cast<OutputOrder*>(packed[i].get());
-    const std::optional<std::size_t> reader = only_linear_reader(nodes, i, nodes[i].gated->y);
-    if (writer != nullptr && reader && packed[*reader].use_count() == 1)
-      writer->put_out_for(*packed[*reader], device, stream);
+// Whether a node is a linear one that multiplies what lies in `buffer`, normed or not.
+bool multiplies(const LoweredNode& node, BufferId buffer) {
+  const LinearNode* linear = node.linear();
+  return linear != nullptr && (node.norm ? node.norm->x : linear->x) == buffer;
+}
+
+// The first linear that multiplies what node `writer` puts into `buffer`.
+std::optional<std::size_t> next_linear_reader(const std::vector<LoweredNode>& nodes, std::size_t writer,
+                                              BufferId buffer) {
+  for (std::size_t i = writer + 1; i < nodes.size(); ++i) {
+    if (multiplies(nodes[i], buffer)) return i;
+    const std::vector<BufferId> writes = nodes[i].writes();
+    if (std::find(writes.begin(), writes.end(), buffer) != writes.end()) break;
   }
+  return std::nullopt;
 }
 
 template <typename Map>
@@ -232,6 +236,20 @@ void Weights::load_convolutions(const Checkpoint& checkpoint, const std::vector<
   stream.synchronize();
 }
 
+OrderedCopyBytes ordered_copy_bytes(const std::vector<LoweredNode>& nodes, const DeviceInfo& device) {
+  OrderedCopyBytes out;
+  if (device.kind != DeviceKind::cuda) return out;
+  for (const LoweredNode& node : nodes) {
+    if (node.linear() == nullptr || !node.norm) continue;
+    const std::optional<GptqFormat>& gptq = node.site.parts.front().gptq;
+    if (!gptq || !gptq->act_order) continue;
+    const std::size_t row = static_cast<std::size_t>(node.site.in_features()) * sizeof(float);
+    out.copy = std::max(out.copy, static_cast<std::size_t>(kMostCopiedRows) * row);
+    out.tables += 2 * row;
+  }
+  return out;
+}
+
 std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
                                      const LinearNode& node, LinearSite& site, std::vector<LoadedLinear>& loaded) {
   loaded = std::vector<LoadedLinear>(node.parts.size());
@@ -247,6 +265,31 @@ std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::op
     tensors.push_back(loaded[part].tensors);
   }
   return tensors;
+}
+
+void Weights::put_out_in_order(const std::vector<LoweredNode>& nodes,
+                               const std::vector<std::shared_ptr<PackedLinear>>& packed, Device& device,
+                               Stream& stream) {
+  const std::size_t copy_bytes = ordered_copy_bytes(nodes, device.info()).copy;
+  std::size_t copied_until = 0;  // the node that reads the copy last
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    // Weights that several nodes share would have to please all of them.
+    if (packed[i] == nullptr || packed[i].use_count() != 1) continue;
+    auto* writer = dynamic_cast<OutputOrder*>(packed[i].get());
+    if (writer == nullptr) continue;
+    const auto alone = [&](std::size_t reader) { return packed[reader].use_count() == 1; };
+    if (nodes[i].gated) {
+      const std::optional<std::size_t> reader = only_linear_reader(nodes, i, nodes[i].gated->y);
+      if (reader && alone(*reader)) writer->put_out_for(*packed[*reader], device, stream);
+    } else if (nodes[i].add && copy_bytes > 0 && i > copied_until) {
+      const std::optional<std::size_t> reader = next_linear_reader(nodes, i, nodes[i].add->y);
+      if (!reader || !alone(*reader)) continue;
+      if (ordered_copy_ == nullptr) ordered_copy_ = device.allocate(copy_bytes, "inputs in the order of act-order");
+      const float* weight = nodes[*reader].norm ? norm(nodes[*reader].norm->weight) : nullptr;
+      if (writer->copy_out_for(*packed[*reader], weight, ordered_copy_->data(), device, stream)) copied_until = *reader;
+    }
+  }
+  stream.synchronize();
 }
 
 void Weights::load(const Checkpoint& checkpoint, std::vector<LoweredNode>& nodes, Device& device, Stream& stream,

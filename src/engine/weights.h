@@ -10,6 +10,7 @@
 #include "models/family.h"
 #include "ops/backend.h"
 
+#include <cstddef>
 #include <map>
 #include <memory>
 #include <optional>
@@ -22,6 +23,14 @@ namespace nibble {
 /// are. The result points into `loaded` and into the checkpoint's maps.
 std::vector<LinearTensors> load_site(const Checkpoint& checkpoint, const std::optional<QuantConfig>& quant,
                                      const LinearNode& node, LinearSite& site, std::vector<LoadedLinear>& loaded);
+
+/// Bytes for residual sites that leave their results of few rows once more, in the order of the act-order sites behind
+/// them (kernels/output_order.h); none where there are no such sites.
+struct OrderedCopyBytes {
+  std::size_t copy = 0;    // the results, in one place for all
+  std::size_t tables = 0;  // at most: where each stands, and the norms' weights in that order
+};
+OrderedCopyBytes ordered_copy_bytes(const std::vector<LoweredNode>& nodes, const DeviceInfo& device);
 
 class Weights {
  public:
@@ -49,12 +58,16 @@ class Weights {
   void load_table(const Checkpoint& checkpoint, const std::string& name, Device& device, Stream& stream);
   void load_distance_bias(const Checkpoint& checkpoint, const SelfAttentionNode& node, Device& device, Stream& stream);
   void load_plain(const Checkpoint& checkpoint, const LoweredNode& node, Device& device, Stream& stream);
+  /// Lets sites put out in the order that the linears behind them want.
+  void put_out_in_order(const std::vector<LoweredNode>& nodes, const std::vector<std::shared_ptr<PackedLinear>>& packed,
+                        Device& device, Stream& stream);
 
   struct Table {
     MatrixRef ref;
     std::unique_ptr<Buffer> copy;  // empty where it is read in the file's pages
   };
   std::vector<std::shared_ptr<const PackedLinear>> packed_;
+  std::unique_ptr<Buffer> ordered_copy_;
   std::map<std::string, std::unique_ptr<Buffer>> norms_;
   std::map<std::string, Table> tables_;
   std::map<std::string, std::unique_ptr<Buffer>> biases_;

@@ -233,7 +233,7 @@ struct Tokenizer::Impl {
   void encode_section(std::string_view text, bool at_start, TokenModel::Scratch& scratch,
                       std::vector<std::int32_t>& ids) const {
     std::string normalized(text);
-    if (normalizer) normalizer->normalize(normalized);
+    if (normalizer && normalizer->normalize(normalized)) at_start = false;
     Pieces pieces;
     if (normalized_finder.empty()) {
       pieces.text = std::move(normalized);

@@ -64,16 +64,19 @@ class PrecompiledNormalizer final : public Normalizer {
     if (!is_valid_utf8(pool_)) fail("{}: the strings of precompiled_charsmap are not valid UTF-8", place_);
   }
 
-  void normalize(std::string& text) const override {
+  bool normalize(std::string& text) const override {
     std::string out;
     out.reserve(text.size() + text.size() / 8);
+    bool first_dropped = false;
     for (std::size_t at = 0; at < text.size();) {
       const std::size_t end = grapheme_end(text, at);
       append_grapheme(std::string_view(text).substr(at, end - at), text.size(), out);
       check_text_growth(text.size(), out.size(), place_);
+      if (at == 0) first_dropped = out.empty();
       at = end;
     }
     text = std::move(out);
+    return first_dropped;
   }
 
  private:

@@ -8,7 +8,10 @@ namespace {
 class NormalFormNormalizer final : public Normalizer {
  public:
   explicit NormalFormNormalizer(NormalForm form) : form_(form) {}
-  void normalize(std::string& text) const override { text = normalize_unicode(text, form_); }
+  bool normalize(std::string& text) const override {
+    text = normalize_unicode(text, form_);
+    return false;
+  }
 
  private:
   NormalForm form_;
@@ -16,14 +19,17 @@ class NormalFormNormalizer final : public Normalizer {
 
 class LowercaseNormalizer final : public Normalizer {
  public:
-  void normalize(std::string& text) const override { text = lowercase_unicode(text); }
+  bool normalize(std::string& text) const override {
+    text = lowercase_unicode(text);
+    return false;
+  }
 };
 
 /// Removes white space at the ends.
 class StripNormalizer final : public Normalizer {
  public:
   StripNormalizer(bool left, bool right) : left_(left), right_(right) {}
-  void normalize(std::string& text) const override {
+  bool normalize(std::string& text) const override {
     std::size_t begin = 0;
     std::size_t end = text.size();
     while (left_ && begin < end) {
@@ -37,6 +43,7 @@ class StripNormalizer final : public Normalizer {
       end = before;
     }
     text = text.substr(begin, end - begin);
+    return begin > 0;
   }
 
  private:
@@ -44,24 +51,28 @@ class StripNormalizer final : public Normalizer {
   bool right_;
 };
 
-/// The text with each character through `map(out, code, character)`, which appends what stands for it.
+/// Puts each character through `map(out, code, character)`, which appends what stands for it. Whether there is nothing
+/// for the first one.
 template <typename Map>
-std::string map_text(std::string_view text, Map&& map) {
+bool map_text(std::string& text, Map&& map) {
   std::string out;
   out.reserve(text.size());
+  bool first_dropped = false;
   for (std::size_t i = 0; i < text.size();) {
     const Utf8Char c = utf8_at(text, i);
-    map(out, c.code, text.substr(i, c.length));
+    map(out, c.code, std::string_view(text).substr(i, c.length));
+    if (i == 0) first_dropped = out.empty();
     i += c.length;
   }
-  return out;
+  text = std::move(out);
+  return first_dropped;
 }
 
 /// Drops combining marks, which NFD before it has split off.
 class StripAccentsNormalizer final : public Normalizer {
  public:
-  void normalize(std::string& text) const override {
-    text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+  bool normalize(std::string& text) const override {
+    return map_text(text, [](std::string& out, char32_t code, std::string_view character) {
       if (!is_unicode_mark(code)) out += character;
     });
   }
@@ -86,9 +97,10 @@ class BertNormalizer final : public Normalizer {
         lowercase_(part.boolean("lowercase", true)),
         strip_accents_(part.boolean("strip_accents", lowercase_)) {}
 
-  void normalize(std::string& text) const override {
+  bool normalize(std::string& text) const override {
+    bool first_dropped = false;
     if (clean_) {
-      text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+      first_dropped = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
         // Tab and the ends of lines are control characters as well; the other such spaces are dropped.
         if (code == '\t' || code == '\n' || code == '\r') {
           out.push_back(' ');
@@ -98,7 +110,7 @@ class BertNormalizer final : public Normalizer {
       });
     }
     if (ideographs_) {
-      text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+      map_text(text, [](std::string& out, char32_t code, std::string_view character) {
         const bool is_word = is_cjk_ideograph(code);
         if (is_word) out.push_back(' ');
         out += character;
@@ -106,12 +118,14 @@ class BertNormalizer final : public Normalizer {
       });
     }
     if (strip_accents_) {
-      text = map_text(normalize_unicode(text, NormalForm::nfd),
-                      [](std::string& out, char32_t code, std::string_view character) {
-                        if (!is_unicode_nonspacing_mark(code)) out += character;
-                      });
+      text = normalize_unicode(text, NormalForm::nfd);
+      const bool mark_dropped = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+        if (!is_unicode_nonspacing_mark(code)) out += character;
+      });
+      first_dropped = first_dropped || mark_dropped;
     }
     if (lowercase_) text = lowercase_unicode(text);
+    return first_dropped;
   }
 
  private:
@@ -125,8 +139,8 @@ class BertNormalizer final : public Normalizer {
 /// without width and of its own mark for a space.
 class NmtNormalizer final : public Normalizer {
  public:
-  void normalize(std::string& text) const override {
-    text = map_text(text, [](std::string& out, char32_t code, std::string_view character) {
+  bool normalize(std::string& text) const override {
+    return map_text(text, [](std::string& out, char32_t code, std::string_view character) {
       if (is_space(code)) {
         out.push_back(' ');
       } else if (!is_dropped(code)) {
@@ -152,19 +166,22 @@ class ReplaceNormalizer final : public Normalizer {
   explicit ReplaceNormalizer(const JsonView& part)
       : where_(part.place()), regex_(part_pattern(part), part.place()), content_(part.text("content")) {}
 
-  void normalize(std::string& text) const override {
+  bool normalize(std::string& text) const override {
     RegexMatcher matcher(regex_);
     matcher.start(text, {0, static_cast<std::uint32_t>(text.size())});
     std::string out;
     std::size_t copied = 0;
+    bool first_dropped = false;
     while (const auto match = matcher.next()) {
+      if (match->begin == 0) first_dropped = match->end > 0 && content_.empty();
       out.append(text, copied, match->begin - copied).append(content_);
       copied = match->end;
       check_text_growth(text.size(), out.size(), where_);
     }
-    if (copied == 0 && out.empty()) return;
+    if (copied == 0 && out.empty()) return false;
     out.append(text, copied);
     text = std::move(out);
+    return first_dropped;
   }
 
  private:
@@ -176,8 +193,9 @@ class ReplaceNormalizer final : public Normalizer {
 class PrependNormalizer final : public Normalizer {
  public:
   explicit PrependNormalizer(std::string prefix) : prefix_(std::move(prefix)) {}
-  void normalize(std::string& text) const override {
+  bool normalize(std::string& text) const override {
     if (!text.empty()) text.insert(0, prefix_);
+    return false;
   }
 
  private:
@@ -186,7 +204,10 @@ class PrependNormalizer final : public Normalizer {
 
 class ByteLevelNormalizer final : public Normalizer {
  public:
-  void normalize(std::string& text) const override { text = byte_level_text(text); }
+  bool normalize(std::string& text) const override {
+    text = byte_level_text(text);
+    return false;
+  }
 };
 
 class NormalizerSequence final : public Normalizer {
@@ -196,12 +217,14 @@ class NormalizerSequence final : public Normalizer {
       steps_.push_back(make_normalizer(step));
     }
   }
-  void normalize(std::string& text) const override {
+  bool normalize(std::string& text) const override {
     const std::size_t before = text.size();
+    bool first_dropped = false;
     for (const auto& step : steps_) {
-      step->normalize(text);
+      first_dropped = step->normalize(text) || first_dropped;
       check_text_growth(before, text.size(), where_);
     }
+    return first_dropped;
   }
 
  private:

@@ -20,14 +20,15 @@ namespace nibble {
 class Normalizer {
  public:
   virtual ~Normalizer() = default;
-  virtual void normalize(std::string& text) const = 0;
+  /// Whether the text's first character has gone without leaving anything in its place.
+  virtual bool normalize(std::string& text) const = 0;
 };
 
 /// A text in pieces: ranges of `text`, in order, none empty.
 struct Pieces {
   std::string text;
   std::vector<TextRange> ranges;
-  /// Whether the text begins where the text given by the user does (Metaspace's scheme "first" asks).
+  /// Whether the text begins with what the text given by the user does (Metaspace's scheme "first" asks).
   bool at_start = true;
 };
 

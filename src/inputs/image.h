@@ -23,7 +23,8 @@ struct Image {
 
 /// Decodes a JPEG or PNG file, told apart by its first bytes; `where` names it in errors. Grey values become three
 /// equal ones, palettes their colours, CMYK its RGB; 16-bit values keep their upper half. Transparency is laid over
-/// white, as transformers' image processors do. Orientation marks of cameras are not followed. Throws Error, a
+/// white, as transformers' image processors do. A JPEG image is turned as its camera says
+/// (Exif's orientation). Throws Error, a
 /// sentence, for other kinds of files, for damaged and cut ones, and beyond the limits above.
 Image decode_image(std::span<const std::byte> file, std::string_view where);
 

@@ -1,10 +1,13 @@
 #include "core/error.h"
 #include "inputs/decoders.h"
+#include "inputs/orientation.h"
 
 #include <array>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
+#include <span>
+#include <utility>
 #include <vector>
 
 // Needs what <cstdio> declares.
@@ -48,11 +51,14 @@ class JpegDecoder {
     Image image = sized_image(jpeg_.image_width, jpeg_.image_height, where_);
     row_.resize(static_cast<std::size_t>(image.width) * 4);
     rgb_ = image.rgb.data();
+    const int orientation = stated_orientation();
     run(&JpegDecoder::read);
-    return image;
+    return turned(std::move(image), orientation);
   }
 
  private:
+  static constexpr int kExifMarker = JPEG_APP0 + 1;
+
   static JpegDecoder& of(j_common_ptr jpeg) { return *static_cast<JpegDecoder*>(jpeg->client_data); }
 
   void say(const char* text) { std::strncpy(message_.data(), text, message_.size() - 1); }
@@ -72,7 +78,20 @@ class JpegDecoder {
     jpeg_.progress = &progress_;
     jpeg_mem_src(&jpeg_, reinterpret_cast<const unsigned char*>(file_.data()),
                  static_cast<unsigned long>(file_.size()));
+    constexpr unsigned kWhole = 0xFFFF;  // of each segment
+    jpeg_save_markers(&jpeg_, kExifMarker, kWhole);
     jpeg_read_header(&jpeg_, TRUE);
+  }
+
+  // Of the first segment that says anything but "as it is".
+  int stated_orientation() const {
+    for (const jpeg_marker_struct* marker = jpeg_.marker_list; marker != nullptr; marker = marker->next) {
+      if (marker->marker != kExifMarker) continue;
+      const int orientation =
+          exif_orientation(std::as_bytes(std::span(marker->data, static_cast<std::size_t>(marker->data_length))));
+      if (orientation != 1) return orientation;
+    }
+    return 1;
   }
 
   void read() {

@@ -1,5 +1,7 @@
 #include "models/program.h"
 
+#include "core/checked.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -31,12 +33,27 @@ std::int64_t AudioShape::frames(std::int64_t steps, std::size_t count) const {
   return steps;
 }
 
-std::int64_t AudioShape::least_steps() const {
-  std::int64_t steps = 1;
-  for (auto stage = stages.rbegin(); stage != stages.rend(); ++stage)
-    steps = std::max((steps - 1) * stage->stride + stage->kernel - 2 * stage->padding, std::int64_t{1});
-  return steps;
+std::int64_t AudioShape::room(std::int64_t steps, std::size_t count, bool aligned) const {
+  // A kernel shorter than its stride would make more frames than the quotient.
+  const bool can = aligned && std::all_of(stages.begin(), stages.end(),
+                                          [](const Stage& s) { return s.padding == 0 && s.kernel >= s.stride; });
+  if (!can) return frames(steps, count);
+  std::int64_t all = 1;
+  for (const Stage& stage : stages) all *= stage.stride;
+  std::int64_t rows = ceil_div(steps, all) * all;
+  for (std::size_t i = 0; i < count; ++i) rows /= stages[i].stride;
+  return rows;
 }
+
+std::int64_t AudioShape::frames_for(std::int64_t rows, std::size_t count) const {
+  for (std::size_t i = stages.size(); i > count; --i) {
+    const Stage& stage = stages[i - 1];
+    rows = std::max((rows - 1) * stage.stride + stage.kernel - 2 * stage.padding, std::int64_t{1});
+  }
+  return rows;
+}
+
+std::int64_t AudioShape::least_steps() const { return frames_for(1, 0); }
 
 std::vector<Node> Program::block(int layer) const {
   std::vector<Node> out;

@@ -45,6 +45,8 @@ void Backend::convolve(const PackedConvolution&, const ConvolveArgs&, Stream&) {
 
 void Backend::instance_norm(const InstanceNormArgs&, Stream&) { fail_without("norm over time"); }
 
+void Backend::transpose(const MatrixRef&, const MatrixRef&, Stream&) { fail_without("transposing of spectrograms"); }
+
 void Backend::trim_frames(const TrimArgs&, Stream&) { fail_without("trimming of frames"); }
 
 }  // namespace nibble

@@ -194,7 +194,8 @@ class PackedConvolution {
 };
 
 /// Sequence s has rows [x_begin[s], x_begin[s + 1]) of x and [y_begin[s], y_begin[s + 1]) of y: the latter say how many
-/// frames are made. Both lists are in the host's memory: what takes audio is not captured.
+/// frames are made. Both lists are in the host's memory: what takes audio is not captured. Without padding, what frames
+/// hold whose windows reach behind a sequence's last row is not specified.
 struct ConvolveArgs {
   MatrixRef x;                            // [x_begin.back(), inputs]
   std::span<const std::int64_t> x_begin;  // [sequences + 1]
@@ -212,6 +213,10 @@ struct InstanceNormArgs {
   const float* bias = nullptr;          // [columns]
   float eps = 0;
   MatrixRef y;  // may be x
+  /// [sequences] the rows at the head of each sequence that there are; what lies behind them is not looked at, and may
+  /// be written. Empty: all.
+  std::span<const std::int64_t> rows = {};
+  std::optional<ActivationKind> activation = {};  // of y; only where BackendTraits::fuses_instance_norm
 };
 
 /// Sequence s keeps its first kept[s] rows, and zeros follow them up to its last row of y.
@@ -234,7 +239,12 @@ struct BackendTraits {
       false;            // has self_attention(), activation() and the tables of positions and types: encoders run
   bool images = false;  // has cut_patches(), place_patches() and mean(): encoders of images run
   bool fuses_add_norm = false;  // norm() takes an addend; has pad_rows()
-  bool audio = false;  // has convolve(), instance_norm(), trim_frames() and place_patches(): encoders of audio run
+  bool audio =
+      false;  // has convolve(), instance_norm(), trim_frames(), transpose() and place_patches(): encoders of audio run
+  // Behind a convolution without padding, sequences are to begin at the rows where they begin before it divided by its
+  // stride, so that one product makes the frames of all.
+  bool aligned_frames = false;
+  bool fuses_instance_norm = false;  // instance_norm() takes an activation
 };
 
 class Backend {
@@ -274,7 +284,7 @@ class Backend {
   /// end. row_begin [sequences + 1] in device memory. Only where BackendTraits::fuses_add_norm.
   virtual void pad_rows(const MatrixRef& x, const std::int32_t* row_begin, std::int64_t sequences, std::int64_t length,
                         const MatrixRef& y, Stream& stream);
-  /// Only where BackendTraits::audio, as all up to trim_frames(). Lays out a convolution's weights, once:
+  /// Only where BackendTraits::audio, as all up to transpose(). Lays out a convolution's weights, once:
   /// weight [outputs, inputs / groups, kernel], bias [outputs] or empty.
   virtual std::unique_ptr<PackedConvolution> pack_convolution(const ConvolutionShape& shape,
                                                               std::span<const float> weight,
@@ -286,6 +296,8 @@ class Backend {
   virtual void convolve(const PackedConvolution& packed, const ConvolveArgs& args, Stream& stream);
   virtual void instance_norm(const InstanceNormArgs& args, Stream& stream);
   virtual void trim_frames(const TrimArgs& args, Stream& stream);
+  /// y[i, j] = x[j, i]; x of f32, and not y.
+  virtual void transpose(const MatrixRef& x, const MatrixRef& y, Stream& stream);
   /// y[i] = x[indices[i]], i < y.rows; indices in device memory.
   virtual void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) = 0;
 

@@ -34,7 +34,7 @@ constexpr Preset kPresets[] = {
     {"mistral-7b", "mistral", "MistralForCausalLM", 4096, 14336, 32, 32, 8, 32000, 32768, 1e4, 1e-5, false, 1, 2, 4096},
 };
 
-/// Encoders: BERT's of text, and the vision transformer of the same size.
+/// Encoders: BERT's of text, the vision transformer and the model of sound of the same size, and Whisper's.
 nlohmann::ordered_json encoder_preset(std::string_view name) {
   nlohmann::ordered_json config;
   if (name == "bert-base") {
@@ -61,6 +61,17 @@ nlohmann::ordered_json encoder_preset(std::string_view name) {
               {"num_conv_pos_embedding_groups", 16},
               {"do_stable_layer_norm", false},
               {"vocab_size", 32}};
+  } else if (name == "whisper-base") {
+    // Its words differ from those of the others.
+    return {{"architectures", {"WhisperForConditionalGeneration"}},
+            {"model_type", "whisper"},
+            {"d_model", 512},
+            {"encoder_layers", 6},
+            {"encoder_attention_heads", 8},
+            {"encoder_ffn_dim", 2048},
+            {"activation_function", "gelu"},
+            {"num_mel_bins", 80},
+            {"max_source_positions", 1500}};
   } else {
     return config;
   }
@@ -78,7 +89,7 @@ nlohmann::ordered_json encoder_preset(std::string_view name) {
 std::vector<std::string_view> preset_names() {
   std::vector<std::string_view> names;
   for (const Preset& preset : kPresets) names.push_back(preset.name);
-  names.insert(names.end(), {"bert-base", "vit-base", "wav2vec2-base"});
+  names.insert(names.end(), {"bert-base", "vit-base", "wav2vec2-base", "whisper-base"});
   return names;
 }
 

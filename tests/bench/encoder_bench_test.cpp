@@ -95,6 +95,37 @@ TEST(EncoderBenchTest, TimesBothPathsOnOneBatch) {
   EXPECT_GT(result.cost.flops, 0);
   EXPECT_GE(result.fast.peak_memory, bench.fast().plan().weights);
   EXPECT_GT(result.eager.planned_memory, bench.fast().plan().weights);
+  EXPECT_FALSE(result.copy.has_value());
+}
+
+TEST(EncoderBenchTest, TimesRecordings) {
+  EncoderBenchOptions options;
+  options.compute = DType::f32;
+  options.num_batches = 2;
+  for (const char* name : {"wav2vec2", "wav2vec2_stable", "whisper_encoder"}) {
+    SCOPED_TRACE(name);
+    EncoderBench bench(std::make_shared<const Checkpoint>(model().parent_path() / name), options);
+    const bool fixed = std::string(name) == "whisper_encoder";
+    const std::int64_t steps = fixed ? 28 : 700;
+    const EncoderCell drawn{2, steps, 0.25,
+                            fixed ? std::vector<std::int32_t>{28, 28} : std::vector<std::int32_t>{1, 700}};
+    const EncoderCell cell = audio_cell(bench.fast(), drawn);
+    EXPECT_EQ(cell.steps, steps);
+    EXPECT_EQ(cell.length, bench.fast().frames(steps));
+    EXPECT_EQ(cell.lengths[1], cell.length);
+    // The first of the others is as short as can be.
+    EXPECT_EQ(cell.lengths[0], fixed ? cell.length : 1);
+    const EncoderCellResult result = bench.run(cell, [](double) {});
+    EXPECT_EQ(result.error, "");
+    EXPECT_EQ(result.eager.seconds.size(), 2u);
+    EXPECT_LT(result.difference, 1e-4);
+    EXPECT_FALSE(bench.profile(cell).empty());
+    // The operations of the convolutions count: those of the last one alone are 2 * window * channels for each row.
+    EXPECT_GT(result.cost.flops, 2.0 * 40 * 20 * static_cast<double>(cell.tokens()));
+    EncoderCell wrong = drawn;
+    wrong.length = fixed ? 27 : 29;
+    test::expect_error("recordings of", [&] { audio_cell(bench.fast(), wrong); });
+  }
 }
 
 TEST(EncoderBenchTest, ACellThatCannotRunIsARow) {

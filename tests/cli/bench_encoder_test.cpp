@@ -99,6 +99,34 @@ TEST(BenchmarkBettertransformer, TakesLengthsFromAFile) {
   EXPECT_TRUE(row.at("latency_eager_ms").is_null());
 }
 
+TEST(BenchmarkBettertransformer, TimesRecordings) {
+  const test::TempFolder folder;
+  const std::string models = std::string(NIBBLE_TEST_DATA) + "/golden_encoders/";
+  const auto run = [&](const std::string& model, std::vector<std::string> more) {
+    std::vector<std::string> all = {
+        "bench", "bettertransformer", "--model", models + model, "--num-batches", "1", "--threads",
+        "1",     "--batch-size",      "2",       "--format",     "jsonl"};
+    all.insert(all.end(), more.begin(), more.end());
+    return test::run_program(kProgram, all, folder.path());
+  };
+  const ProgramEnd padded = run("wav2vec2_stable", {"--seqlen", "700", "--padding", "0,0.5"});
+  ASSERT_EQ(padded.exit_code, 0) << padded.err;
+  const auto rows = lines_of(padded.out);
+  ASSERT_EQ(rows.size(), 2u);
+  const nlohmann::json full = nlohmann::json::parse(rows[0]);
+  const nlohmann::json half = nlohmann::json::parse(rows[1]);
+  EXPECT_EQ(full.at("status"), "ok");
+  EXPECT_EQ(full.at("seq_len"), 700);
+  EXPECT_EQ(full.at("tokens"), 2 * 34);  // rows: 139, 69, 34 frames
+  EXPECT_EQ(half.at("status"), "ok");
+  EXPECT_LT(half.at("tokens"), full.at("tokens"));
+  // Nothing but the model's own length can be asked of a model with one.
+  const ProgramEnd fixed = run("whisper_encoder", {"--path", "fast"});
+  ASSERT_EQ(fixed.exit_code, 0) << fixed.err;
+  EXPECT_EQ(nlohmann::json::parse(fixed.out).at("seq_len"), 28);
+  EXPECT_EQ(run("wav2vec2", {"--seqlen", "29"}).exit_code, 2);
+}
+
 TEST(BenchAttention, TimesBothWays) {
   const test::TempFolder folder;
   const ProgramEnd end = test::run_program(

@@ -152,6 +152,17 @@ TEST_F(PerplexityCommand, ScoresATextByAProcedure) {
   EXPECT_EQ(json::parse(strided.out)[0]["scored_tokens"], 4 * 15 + 5);
 }
 
+// In every format, as optimum's script has it: the mean of what its progress bar shows.
+TEST_F(PerplexityCommand, IsPrintedByTheBenchmarkAsOptimumHasIt) {
+  const std::vector<std::string> words = {"bench",    "gptq",        "--classic", "--model",   "model", "--ppl",
+                                          "text.txt", "--procedure", "gptq2048",  "--context", "16",    "--dtype",
+                                          "f32",      "--device",    "cpu",       "--format",  "json"};
+  const ProgramEnd end = test::run_program(NIBBLE_PROGRAM, words, folder_.path());
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  EXPECT_NEAR(json::parse(end.out)[0]["perplexity"].get<double>(),
+              json::parse(run({"--context", "16"}).out)[0]["mean_of_running"].get<double>(), 1e-3);
+}
+
 TEST_F(PerplexityCommand, FailsWithASentence) {
   const ProgramEnd brief = run({});
   EXPECT_EQ(brief.exit_code, 1);

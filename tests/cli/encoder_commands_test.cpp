@@ -212,6 +212,50 @@ TEST_F(EncoderCommands, EncodeTakesImages) {
   expect_refusal(2, "not both", {"encode", "--model", "vit", "texts.txt", "--images", image("photo.png")});
 }
 
+TEST_F(EncoderCommands, EncodeTakesTextsOfAModelOfBoth) {
+  folder_.write("texts.txt", "w5 w6\nw7\n");
+  const ProgramEnd end = run({"encode", "--model", model("clip"), "texts.txt"});
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  const std::vector<json> rows = json_lines(end.out);
+  ASSERT_EQ(rows.size(), 2U);
+  // Projected, and of length 1, as images are.
+  double squares = 0;
+  for (const json& value : rows[0].at("embedding")) squares += value.get<double>() * value.get<double>();
+  EXPECT_EQ(rows[0].at("embedding").size(), 20U);
+  EXPECT_NEAR(squares, 1, 1e-5);
+  EXPECT_NE(rows[0], rows[1]);
+  const ProgramEnd mean = run({"encode", "--model", "clip", "--pooling", "mean", "texts.txt"});
+  ASSERT_EQ(mean.exit_code, 0) << mean.err;
+  EXPECT_EQ(json_lines(mean.out).at(0).at("embedding").size(), 24U);
+}
+
+TEST_F(EncoderCommands, ClassifyTakesImages) {
+  const std::filesystem::path data = NIBBLE_TEST_DATA;
+  const std::string name = model("vit_image_classification");
+  folder_.write(name + "/preprocessor_config.json",
+                R"({"image_processor_type": "ViTImageProcessor", "size": {"height": 18, "width": 18}})");
+  const auto image = [&](const char* file) { return (data / "images" / file).string(); };
+  const ProgramEnd end = run({"classify", "--model", name, "--format", "jsonl", "--batch-size", "2", "--images",
+                              image("photo.jpg"), image("grey.png"), image("palette.png")});
+  ASSERT_EQ(end.exit_code, 0) << end.err;
+  const std::vector<json> rows = json_lines(end.out);
+  ASSERT_EQ(rows.size(), 3U);
+  for (const json& row : rows) {
+    ASSERT_EQ(row.at("labels").size(), 3U);
+    double sum = 0;
+    for (const json& label : row.at("labels")) sum += label.at("score").get<double>();
+    EXPECT_NEAR(sum, 1, 1e-5);
+    EXPECT_GE(row.at("labels")[0].at("score"), row.at("labels")[1].at("score"));
+  }
+  EXPECT_EQ(rows[1].at("image"), image("grey.png"));
+  const ProgramEnd text = run({"classify", "--model", name, "--top-k", "1", "--images", image("photo.jpg")});
+  EXPECT_NE(text.out.find("  " + rows[0].at("labels")[0].at("label").get<std::string>()), std::string::npos);
+  expect_refusal(2, "not both", {"classify", "--model", name, "text", "--images", image("photo.jpg")});
+  expect_refusal(1, "leave out --images",
+                 {"classify", "--model", model("bert_sequence_classification"), "--images", image("photo.jpg")});
+  expect_refusal(1, "nibble classify --images needs", {"classify", "--model", model("bert"), "--images", "a.png"});
+}
+
 TEST_F(EncoderCommands, EncodeTakesAudio) {
   const std::filesystem::path data = NIBBLE_TEST_DATA;
   for (const char* name : {"wav2vec2", "wav2vec2_stable", "whisper_encoder"})
@@ -280,7 +324,6 @@ TEST_F(EncoderCommands, EncodeTakesAudio) {
                  {"encode", "--model", "wav2vec2", "--pooling", "pooler", "--audio", "a.wav"});
   expect_refusal(2, "not both", {"encode", "--model", "wav2vec2", "texts.txt", "--audio", "a.wav"});
   expect_refusal(2, "--audio or --images", {"encode", "--model", "wav2vec2", "--images", "x.png", "--audio", "a.wav"});
-  expect_refusal(2, "is a model of audio", {"bench", "bettertransformer", "--model", "wav2vec2"});
 }
 
 TEST_F(EncoderCommands, FillMaskListsCandidatesOfEachMask) {
@@ -401,6 +444,27 @@ TEST_F(EncoderCommands, ClassifyFindsAnswersInTheText) {
   const ProgramEnd one = run(
       {"classify", "--model", name, "--question", "w5 w6", "--answer-tokens", "1", "--format", "jsonl", "w50 w51 w52"});
   EXPECT_EQ(json::parse(one.out)["answer"].get<std::string>().find(' '), std::string::npos);
+  // A text of 15 tokens where there is room for 7 beside the question: windows that share 3 tokens.
+  const auto best_of = [&](std::vector<std::string> texts, const std::vector<std::string>& more) {
+    std::vector<std::string> words = {"classify", "--model", name, "--question", "w5 w6", "--format", "jsonl"};
+    words.insert(words.end(), more.begin(), more.end());
+    words.insert(words.end(), texts.begin(), texts.end());
+    const ProgramEnd found = run(words);
+    EXPECT_EQ(found.exit_code, 0) << found.err;
+    EXPECT_EQ(found.err.find("cut"), std::string::npos) << found.err;
+    json best = {{"score", 0}};
+    for (const json& row : json_lines(found.out)) {
+      if (row["score"] > best["score"]) best = row;
+    }
+    return std::pair<std::string, float>(best["answer"], best["score"]);
+  };
+  const auto whole = best_of({"w50 w51 w52 w53 w54 w55 w56 w57 w58 w59 w60 w61 w62 w63 w64"}, {"--max-length", "12"});
+  const auto windows =
+      best_of({"w50 w51 w52 w53 w54 w55 w56", "w54 w55 w56 w57 w58 w59 w60", "w58 w59 w60 w61 w62 w63 w64"}, {});
+  EXPECT_EQ(whole.first, windows.first);
+  EXPECT_NEAR(whole.second, windows.second, 1e-5);
+  expect_refusal(2, "leaves no room",
+                 {"classify", "--model", name, "--question", "w5 w6 w7 w8", "--max-length", "7", "w9 w10"});
   expect_refusal(2, "give one with --question", {"classify", "--model", name, "w5"});
   expect_refusal(1, "nibble encode can use this one", {"classify", "--model", model("bert"), "w5"});
 }

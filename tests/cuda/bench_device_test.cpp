@@ -1,7 +1,9 @@
 // What the benchmark measures of a GPU itself.
 #include "bench/ceilings.h"
+#include "bench/encoder_bench.h"
 #include "bench/gpu_watch.h"
 #include "cuda/gpu.h"
+#include "support/golden_encoder.h"
 
 namespace nibble {
 namespace {
@@ -52,6 +54,20 @@ TEST(BenchGpu, ARunOfProductsDrawsPower) {
   EXPECT_LE(run.sm_clock_min, run.sm_clock_max);
   EXPECT_GT(run.power, 0);
   EXPECT_GT(run.joules, 0);
+}
+
+// A GPU's passes of images begin with the copy of their pixels, whose time stands beside them.
+TEST(BenchGpu, StatesTheCopyOfPixels) {
+  NIBBLE_NEEDS_GPU();
+  EncoderBenchOptions options;
+  options.device = "cuda:0";
+  options.num_batches = 3;
+  EncoderBench bench(std::make_shared<const Checkpoint>(test::golden_encoders() / "vit"), options);
+  const EncoderCellResult result = bench.run(image_cell(bench.fast(), 3), [](double) {});
+  EXPECT_EQ(result.error, "");
+  ASSERT_TRUE(result.copy.has_value());
+  EXPECT_GT(*result.copy, 0);
+  EXPECT_LT(*result.copy, 0.1);
 }
 
 }  // namespace

@@ -8,9 +8,12 @@
 #include "support/expect_error.h"
 #include "support/golden_encoder.h"
 
+#include <random>
+
 namespace nibble {
 namespace {
 
+using test::GoldenAudio;
 using test::GoldenEncoder;
 using test::GoldenImages;
 
@@ -20,6 +23,10 @@ EncoderBatch batch_of(const GoldenEncoder& golden) {
 
 ImageBatch batch_of(const GoldenImages& golden) {
   return {golden.images, golden.channels, golden.height, golden.width, golden.pixels};
+}
+
+AudioBatch batch_of(const GoldenAudio& golden) {
+  return {golden.recordings, golden.channels, golden.steps, golden.values, golden.lengths};
 }
 
 EncoderOptions options_of(EncoderPath path, DType compute, std::int64_t pass_rows = 0) {
@@ -83,6 +90,74 @@ TEST(CudaEncoder, GoldenImages) {
         if (!golden.head.empty()) {
           EXPECT_LT(difference(result.head, golden.head), bound_of(type));
         }
+      }
+    }
+  }
+}
+
+double audio_difference(const GoldenAudio& golden, const std::vector<float>& hidden) {
+  return largest_difference({golden.recordings, golden.rows, {}, golden.frames, {}}, hidden, golden.hidden);
+}
+
+const char* const kAudioModels[] = {"hubert", "wav2vec2", "wav2vec2_stable", "whisper_encoder"};
+
+TEST(CudaEncoder, GoldenAudio) {
+  NIBBLE_NEEDS_GPU();
+  for (const char* name : kAudioModels) {
+    const GoldenAudio golden = test::read_golden_audio(name);
+    const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+    for (const EncoderPath path : kPaths) {
+      for (const DType type : kTypes) {
+        for (const std::int64_t pass_rows : {0, 1}) {
+          SCOPED_TRACE(std::string(name) + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
+          EncoderEngine engine(checkpoint, options_of(path, type, pass_rows));
+          EncoderResult result;
+          engine.forward(batch_of(golden), {}, result);
+          EXPECT_LT(audio_difference(golden, result.hidden), bound_of(type));
+          // A second pass of the same engine works in memory that the first one left.
+          EncoderResult again;
+          engine.forward(batch_of(golden), {}, again);
+          EXPECT_EQ(again.hidden, result.hidden);
+        }
+      }
+    }
+  }
+}
+
+// Longer than the fixtures, of unequal lengths, more than one launch takes: as the CPU computes it.
+TEST(CudaEncoder, AudioIsWhatTheCpuMakesOfIt) {
+  NIBBLE_NEEDS_GPU();
+  for (const char* name : {"wav2vec2", "wav2vec2_stable"}) {
+    GoldenAudio golden = test::read_golden_audio(name);
+    const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+    EncoderOptions of_cpu;
+    of_cpu.compute = DType::f32;
+    EncoderEngine cpu(checkpoint, of_cpu);
+    golden.recordings = 70;
+    golden.steps = 9001;
+    golden.values.assign(static_cast<std::size_t>(golden.recordings * golden.steps), 0);
+    golden.lengths.clear();
+    golden.frames.clear();
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    for (std::int64_t r = 0; r < golden.recordings; ++r) {
+      const std::int64_t length = r == 1 ? golden.steps : 40 + r * 1237 % 8000;
+      golden.lengths.push_back(static_cast<std::int32_t>(length));
+      golden.frames.push_back(static_cast<std::int32_t>(cpu.frames(length)));
+      for (std::int64_t i = 0; i < length; ++i)
+        golden.values[static_cast<std::size_t>(r * golden.steps + i)] = normal(random);
+    }
+    golden.rows = cpu.frames(golden.steps);
+    EncoderResult expected;
+    cpu.forward(batch_of(golden), {}, expected);
+    golden.hidden = expected.hidden;
+    for (const EncoderPath path : kPaths) {
+      for (const DType type : kTypes) {
+        SCOPED_TRACE(std::string(name) + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
+        EncoderEngine engine(checkpoint, options_of(path, type));
+        EncoderResult result;
+        engine.forward(batch_of(golden), {}, result);
+        EXPECT_LT(audio_difference(golden, result.hidden), bound_of(type));
       }
     }
   }
@@ -174,9 +249,8 @@ TEST(CudaEncoder, WhatStaysOnTheDevice) {
   for (const EncoderPath path : kPaths) {
     EncoderEngine engine(checkpoint, options_of(path, DType::f16));
     EncoderResult result;
-    ImageBatch batch = batch_of(golden);
+    const ImageBatch batch = batch_of(golden);
     engine.forward(batch, {}, result);
-    batch.resident = true;
     EncoderResult none;
     engine.forward(batch, {.hidden = false, .head = false, .on_device = true}, none);
     EXPECT_EQ(read_device(engine), result.hidden);

@@ -6,7 +6,9 @@
 #include "engine/generator.h"
 #include "formats/quant_config.h"
 #include "kernels/registry.h"
+#include "quant/model_folders.h"
 #include "support/golden.h"
+#include "support/temp_folder.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -154,6 +156,35 @@ TEST(CudaEngine, ReplayHasTheBitsOfTheEagerStep) {
     }
     EXPECT_EQ(logits[0], logits[1]) << name;
   }
+}
+
+// Act-order sites that find their inputs sorted, whoever does that, compute what sites by themselves do: prompts of few
+// rows and many, and steps.
+TEST(CudaEngine, ActOrderInFewRowsAndMany) {
+  NIBBLE_NEEDS_GPU();
+  const test::TempFolder folder;
+  auto config = test::small_config("llama");
+  config["hidden_size"] = 256;
+  config["intermediate_size"] = 384;
+  SynthOptions synth;
+  synth.gptq = LinearQuant{4, 64, true, true};
+  synthesise(config, folder.path() / "model", synth);
+  const auto checkpoint = std::make_shared<const Checkpoint>(folder.path() / "model");
+  EngineOptions options = options_for("cuda", DType::f16, "nibble");
+  Engine engine(checkpoint, options);
+  options.fuse = false;
+  Engine unfused(checkpoint, options);
+  const Prompts prompts = test::random_sequences(3, 24, 128, 4);
+  for (const std::size_t length : {1u, 7u, 24u, 72u}) {
+    const std::vector<std::int32_t> ids = test::random_sequences(1, length, 128, 5).front();
+    EXPECT_LT(relative_difference(all_logits(engine, ids), all_logits(unfused, ids)), 1e-2) << length << " rows";
+  }
+  const SampleParams params;
+  for (Engine* one : {&engine, &unfused}) one->prefill(prompts, std::span(&params, 1));
+  EXPECT_LT(relative_difference(engine.last_logits(), unfused.last_logits()), 1e-2);
+  ASSERT_EQ(engine.next_tokens(), unfused.next_tokens());
+  for (Engine* one : {&engine, &unfused}) one->decode_step();
+  EXPECT_LT(relative_difference(engine.last_logits(), unfused.last_logits()), 1e-2);
 }
 
 // Steps queued before their tokens are read choose what steps one at a time do, and a prompt may follow while some are

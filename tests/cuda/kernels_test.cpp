@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <initializer_list>
+#include <random>
 
 namespace nibble {
 namespace {
@@ -250,6 +252,154 @@ TEST(CudaKernels, PutsOutInTheReadersOrder) {
       for (std::size_t i = 0; i < row_counts.size(); ++i)
         EXPECT_EQ(both(row_counts[i]), before[i]) << bits << " bits, " << row_counts[i] << " rows";
       EXPECT_FALSE(dynamic_cast<OutputOrder&>(*reader).put_out_for(*writer, device, *stream)) << "not a gated site";
+    }
+  }
+}
+
+// A site with a residual that leaves its results in the order of the linear behind it once more: few rows are taken
+// from there, whatever has become of the others, and more rows as before.
+TEST(CudaKernels, CopiesOutInTheReadersOrder) {
+  NIBBLE_NEEDS_GPU();
+  Device& device = test::gpu().device();
+  const std::unique_ptr<Stream> stream = device.make_stream();
+  const LinearKernel& kernel = kernel_named("nibble", DeviceKind::cuda);
+  constexpr std::int64_t kInputs = 256;
+  constexpr std::int64_t kBetween = 384;
+  constexpr std::int64_t kOutputs = 88;
+  Random numbers(7);
+  const auto random = [&] { return static_cast<float>(numbers.below(2001)) / 1000 - 1; };
+  std::vector<float> norm(kBetween);
+  for (float& weight : norm) weight = random();
+  const test::OnDevice<float> norm_weight(*stream, norm);
+  for (const int bits : {2, 3, 4, 8}) {
+    const DType type = bits % 2 == 0 ? DType::f16 : DType::bf16;
+    const auto pack = [&](const RandomSite& random_site, DType x, DType y) {
+      LinearSite site = fused_site(random_site.site(), kernel.fit(random_site.site(), device.info(), 80));
+      site.x_dtype = x;
+      site.y_dtype = y;
+      return kernel.pack(site, random_site.tensors(), device, *stream);
+    };
+    const RandomSite first({.in_features = kInputs,
+                            .out_features = {kBetween},
+                            .bias = bits != 8,
+                            .gptq = GptqFormat{bits, 64, bits == 3, true},
+                            .compute = type,
+                            .epilogue = {EpilogueKind::residual, ActivationKind::silu},
+                            .seed = 600});
+    const RandomSite second({.in_features = kBetween,
+                             .out_features = {kOutputs, kOutputs},
+                             .gptq = GptqFormat{bits, 128, true, false},
+                             .compute = type,
+                             .prologue = {PrologueKind::rms_norm, 1e-5f},
+                             .epilogue = {EpilogueKind::gated, ActivationKind::silu},
+                             .seed = 601});
+    const std::unique_ptr<PackedLinear> writer = pack(first, type, DType::f32);
+    const std::unique_ptr<PackedLinear> reader = pack(second, DType::f32, type);
+    const std::size_t bytes = static_cast<std::size_t>(kMostCopiedRows * kBetween) * sizeof(float);
+    const std::unique_ptr<Buffer> copy = device.allocate(bytes, "a test");
+    const std::unique_ptr<Buffer> workspace =
+        device.allocate(std::max(kernel.workspace(first.site(), 80), kernel.workspace(second.site(), 80)), "a test");
+    const auto both = [&](std::int64_t rows, bool spoil) {
+      Random inputs(8);
+      test::TypedMatrix x(*stream, type, rows, kInputs), between(*stream, DType::f32, rows, kBetween),
+          y(*stream, type, rows, kOutputs), nothing(*stream, DType::f32, rows, kBetween);
+      for (std::int64_t m = 0; m < rows; ++m) {
+        for (std::int64_t k = 0; k < kInputs; ++k) x.set(m, k, static_cast<float>(inputs.below(2001)) / 1000 - 1);
+        for (std::int64_t n = 0; n < kBetween; ++n) between.set(m, n, static_cast<float>(m + n % 7));
+      }
+      x.upload();
+      between.upload();
+      const std::vector<std::uint8_t> nan(bytes, 0xff);
+      stream->copy_to_device(copy->data(), nan.data(), bytes);
+      const MatrixRef middle = between.ref();
+      LinearArgs args;
+      args.rows = rows;
+      args.x = x.ref();
+      args.y = std::span(&middle, 1);
+      args.residual = middle;
+      args.workspace = workspace->data();
+      kernel.enqueue(*writer, args, *stream);
+      const MatrixRef out = y.ref();
+      args.x = spoil ? nothing.ref() : middle;
+      args.norm_weight = norm_weight.data();
+      args.y = std::span(&out, 1);
+      args.residual = {};
+      kernel.enqueue(*reader, args, *stream);
+      stream->synchronize();
+      y.download();
+      return y.values();
+    };
+    const std::vector<std::int64_t> row_counts = {1, 3, 8, 9, 16, 17, 50, 64, 65, 80};
+    std::vector<std::vector<float>> before;
+    before.reserve(row_counts.size());
+    for (const std::int64_t rows : row_counts) before.push_back(both(rows, false));
+    auto& order = dynamic_cast<OutputOrder&>(*writer);
+    EXPECT_FALSE(order.copy_out_for(*writer, norm_weight.data(), copy->data(), device, *stream)) << "its own inputs";
+    ASSERT_TRUE(order.copy_out_for(*reader, norm_weight.data(), copy->data(), device, *stream));
+    for (std::size_t i = 0; i < row_counts.size(); ++i) {
+      const std::vector<float> after = both(row_counts[i], row_counts[i] <= kMostCopiedRows);
+      // Sums of squares may be added in another order.
+      for (std::size_t at = 0; at < after.size(); ++at) {
+        ASSERT_NEAR(after[at], before[i][at], 1e-2 * std::abs(before[i][at]) + 1e-3)
+            << bits << " bits, " << row_counts[i] << " rows, value " << at;
+      }
+    }
+  }
+}
+
+// Products of which each reads what the one before it writes, in a graph where they overlap, give the bits that they
+// give one by one. Of a size with two thread blocks a multiprocessor, and one with longer rings.
+TEST(CudaKernels, ChainsOfProductsWaitForEachOther) {
+  NIBBLE_NEEDS_GPU();
+  Device& device = test::gpu().device();
+  const std::unique_ptr<Stream> stream = device.make_stream();
+  const LinearKernel& kernel = kernel_named("nibble", DeviceKind::cuda);
+  for (const auto& [size, act_order] : {std::pair<std::int64_t, bool>{2048, false}, {2048, true}, {9216, false}}) {
+    const RandomSite random({.in_features = size,
+                             .out_features = {size},
+                             .gptq = GptqFormat{4, 128, act_order, true},
+                             .compute = DType::bf16,
+                             .seed = 700,
+                             .keep_weights = false});
+    LinearSite site = fused_site(random.site(), kernel.fit(random.site(), device.info(), 16));
+    site.x_dtype = site.y_dtype = DType::bf16;
+    const std::unique_ptr<PackedLinear> packed = kernel.pack(site, random.tensors(), device, *stream);
+    for (const std::int64_t rows : {1, 4, 8, 16}) {
+      const std::unique_ptr<Buffer> workspace = device.allocate(kernel.workspace(site, rows), "a test");
+      constexpr int kCalls = 6;
+      std::vector<std::unique_ptr<test::TypedMatrix>> links;
+      links.reserve(kCalls + 1);
+      for (int i = 0; i <= kCalls; ++i)
+        links.push_back(std::make_unique<test::TypedMatrix>(*stream, DType::bf16, rows, size));
+      std::mt19937 numbers(9);
+      links.front()->fill(numbers);
+      const auto enqueue = [&](int i) {
+        const MatrixRef y = links[static_cast<std::size_t>(i) + 1]->ref();
+        LinearArgs args;
+        args.rows = rows;
+        args.x = links[static_cast<std::size_t>(i)]->ref();
+        args.y = std::span(&y, 1);
+        args.workspace = workspace->data();
+        kernel.enqueue(*packed, args, *stream);
+      };
+      for (int i = 0; i < kCalls; ++i) {
+        enqueue(i);
+        stream->synchronize();
+      }
+      links.back()->download();
+      const std::vector<float> expected = links.back()->values();
+      for (const float value : expected) ASSERT_TRUE(std::isfinite(value)) << rows << " rows of " << size;
+      stream->begin_capture();
+      for (int i = 0; i < kCalls; ++i) enqueue(i);
+      const std::unique_ptr<Graph> graph = stream->end_capture();
+      const std::vector<std::uint16_t> nan(static_cast<std::size_t>(rows * size), 0xffff);
+      for (int round = 0; round < 20; ++round) {
+        for (int i = 1; i <= kCalls; ++i)
+          stream->copy_to_device(links[static_cast<std::size_t>(i)]->ref().data, nan.data(), nan.size() * 2);
+        stream->launch(*graph);
+        links.back()->download();
+        ASSERT_EQ(links.back()->values(), expected) << rows << " rows of " << size << ", round " << round;
+      }
     }
   }
 }

@@ -23,36 +23,10 @@ namespace {
 // float32 in another order of sums moves these models' values by some 1e-6 of the largest.
 constexpr double kTolerance = 1e-4;
 
-struct GoldenAudio {
-  std::filesystem::path folder;
-  std::int64_t recordings = 0, channels = 1, steps = 0;
-  std::vector<float> values;          // [recordings, channels, steps]
-  std::vector<std::int32_t> lengths;  // empty: all
-  std::vector<std::int32_t> frames;   // rows that count
-  std::int64_t rows = 0;              // of a recording in `hidden`
-  std::vector<float> hidden;          // [recordings, rows, width]
-  AudioBatch batch() const { return {recordings, channels, steps, values, lengths}; }
-};
+using test::GoldenAudio;
 
-GoldenAudio read_golden(const std::string& name) {
-  GoldenAudio golden;
-  golden.folder = test::golden_encoders() / name;
-  const SafetensorsFile file(test::golden_encoders() / (name + ".golden.safetensors"));
-  const TensorView* features = file.find("features");
-  const TensorView values = features != nullptr ? *features : *file.find("samples");
-  golden.values = to_float(values);
-  golden.recordings = values.shape[0];
-  if (features != nullptr) golden.channels = values.shape[1];
-  golden.steps = values.shape.back();
-  golden.hidden = to_float(*file.find("hidden"));
-  golden.rows = file.find("hidden")->shape[1];
-  if (const TensorView* lengths = file.find("lengths")) {
-    golden.lengths = test::ints_of(*lengths);
-    golden.frames = test::ints_of(*file.find("frames"));
-  } else {
-    golden.frames.assign(static_cast<std::size_t>(golden.recordings), static_cast<std::int32_t>(golden.rows));
-  }
-  return golden;
+AudioBatch batch_of(const GoldenAudio& golden) {
+  return {golden.recordings, golden.channels, golden.steps, golden.values, golden.lengths};
 }
 
 EncoderOptions options_of(EncoderPath path, DType compute = DType::f32) {
@@ -69,7 +43,7 @@ double difference(const GoldenAudio& golden, std::span<const float> got) {
 class GoldenAudioModel : public testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenAudioModel, BothPathsGiveWhatTransformersGives) {
-  const GoldenAudio golden = read_golden(GetParam());
+  const GoldenAudio golden = test::read_golden_audio(GetParam());
   const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
   for (const EncoderPath path : {EncoderPath::eager, EncoderPath::fast}) {
     SCOPED_TRACE(name_of(path));
@@ -78,7 +52,7 @@ TEST_P(GoldenAudioModel, BothPathsGiveWhatTransformersGives) {
     for (std::size_t r = 0; r < golden.lengths.size(); ++r)
       EXPECT_EQ(engine.frames(golden.lengths[r]), golden.frames[r]);
     EncoderResult result;
-    engine.forward(golden.batch(), {}, result);
+    engine.forward(batch_of(golden), {}, result);
     EXPECT_LT(difference(golden, result.hidden), kTolerance);
     if (path != EncoderPath::fast) continue;
     const std::size_t width = golden.hidden.size() / static_cast<std::size_t>(golden.recordings * golden.rows);
@@ -94,13 +68,13 @@ TEST_P(GoldenAudioModel, BothPathsGiveWhatTransformersGives) {
 
 // Padded to the same number of steps, and cut to its own where padding does not count.
 TEST_P(GoldenAudioModel, RecordingsDoNotDependOnTheirBatchOrItsPasses) {
-  const GoldenAudio golden = read_golden(GetParam());
+  const GoldenAudio golden = test::read_golden_audio(GetParam());
   const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
   EncoderOptions options = options_of(EncoderPath::fast);
   options.pass_rows = 1;  // a recording a pass
   EncoderEngine engine(checkpoint, options);
   EncoderResult result;
-  engine.forward(golden.batch(), {}, result);
+  engine.forward(batch_of(golden), {}, result);
   EXPECT_LT(difference(golden, result.hidden), kTolerance);
   const std::size_t width = golden.hidden.size() / static_cast<std::size_t>(golden.recordings * golden.rows);
   const auto values = static_cast<std::size_t>(golden.channels * golden.steps);
@@ -126,10 +100,10 @@ TEST_P(GoldenAudioModel, RecordingsDoNotDependOnTheirBatchOrItsPasses) {
 }
 
 TEST_P(GoldenAudioModel, Bf16StaysCloseToFloat) {
-  const GoldenAudio golden = read_golden(GetParam());
+  const GoldenAudio golden = test::read_golden_audio(GetParam());
   EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast, DType::bf16));
   EncoderResult result;
-  engine.forward(golden.batch(), {}, result);
+  engine.forward(batch_of(golden), {}, result);
   const double d = difference(golden, result.hidden);
   EXPECT_LT(d, 0.2);   // bf16 rounds an operand by up to 0.4%, which these models of large random weights amplify
   EXPECT_GT(d, 1e-5);  // and it really is bf16
@@ -174,7 +148,7 @@ void write_model(const test::TempFolder& folder, const std::string& prefix, Weig
 }
 
 TEST(AudioEngine, ReadsEveryWayOfStoringWeightNorm) {
-  const GoldenAudio golden = read_golden("wav2vec2");
+  const GoldenAudio golden = test::read_golden_audio("wav2vec2");
   for (const WeightNorm form : {WeightNorm::old_names, WeightNorm::new_names, WeightNorm::multiplied_out}) {
     for (const char* prefix : {"", "wav2vec2."}) {
       SCOPED_TRACE(testing::Message() << static_cast<int>(form) << " \"" << prefix << '"');
@@ -182,7 +156,7 @@ TEST(AudioEngine, ReadsEveryWayOfStoringWeightNorm) {
       write_model(folder, prefix, form);
       EncoderEngine engine(std::make_shared<const Checkpoint>(folder.path()), options_of(EncoderPath::fast));
       EncoderResult result;
-      engine.forward(golden.batch(), {}, result);
+      engine.forward(batch_of(golden), {}, result);
       EXPECT_LT(difference(golden, result.hidden), kTolerance);
     }
   }
@@ -218,8 +192,27 @@ TEST(AudioEngine, HubertMayGoWithoutTheNormOfItsProjection) {
   EXPECT_EQ(program_from_config(config).nodes.size(), with - 1);
 }
 
+TEST(AudioShape, SetsRoomApart) {
+  AudioShape shape;
+  shape.stages = {{10, 5, 0}, {3, 2, 0}, {2, 2, 0}};
+  for (std::int64_t steps = shape.least_steps(); steps < 400; ++steps) {
+    for (std::size_t stage = 0; stage <= 3; ++stage) {
+      EXPECT_EQ(shape.room(steps, stage, false), shape.frames(steps, stage));
+      EXPECT_GE(shape.room(steps, stage, true), shape.frames(steps, stage));
+    }
+    EXPECT_EQ(shape.room(steps, 0, true) % 20, 0);
+    EXPECT_EQ(shape.room(steps, 3, true) * 20, shape.room(steps, 0, true));
+    // The fewest steps that make as many rows, no more.
+    const std::int64_t least = shape.frames_for(shape.frames(steps), 0);
+    EXPECT_EQ(shape.frames(least), shape.frames(steps));
+    EXPECT_EQ(shape.frames(least - 1), shape.frames(steps) - 1);
+  }
+  shape.stages[1].padding = 1;
+  EXPECT_EQ(shape.room(333, 2, true), shape.frames(333, 2));
+}
+
 TEST(AudioEngine, PlansWhatItTakes) {
-  const GoldenAudio golden = read_golden("wav2vec2");
+  const GoldenAudio golden = test::read_golden_audio("wav2vec2");
   EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast));
   const std::size_t weights = engine.plan().weights;
   // The positional convolution alone has 32 * 8 * 8 weights.
@@ -230,34 +223,34 @@ TEST(AudioEngine, PlansWhatItTakes) {
   EXPECT_GT(small, std::size_t{3 * 139 * 20 * 4});
   engine.reserve(3, 7000);
   EXPECT_GT(engine.plan().arena, 5 * small);
-  const std::vector<NodeTime> times = engine.profile(golden.batch());
+  const std::vector<NodeTime> times = engine.profile(batch_of(golden));
   ASSERT_GT(times.size(), 2U);
   EXPECT_EQ(times[0].name, "convolve feature_extractor.conv_layers.0.conv");
   EXPECT_EQ(times[1].name, "instance_norm");
 }
 
 TEST(AudioEngine, RefusesWithASentence) {
-  const GoldenAudio golden = read_golden("wav2vec2_stable");
+  const GoldenAudio golden = test::read_golden_audio("wav2vec2_stable");
   EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast));
   EncoderResult result;
   const auto refuse = [&](std::string_view part, const AudioBatch& batch) {
     test::expect_error(part, [&] { engine.forward(batch, {}, result); });
   };
-  AudioBatch batch = golden.batch();
+  AudioBatch batch = batch_of(golden);
   batch.recordings = 0;
   refuse("a batch of 0 recordings", batch);
-  batch = golden.batch();
+  batch = batch_of(golden);
   batch.channels = 2;
   refuse("audio of 2 channels was given", batch);
-  batch = golden.batch();
+  batch = batch_of(golden);
   batch.values = batch.values.subspan(1);
   refuse("3 recordings of 700 steps with 1 channels came with 2099 values", batch);
-  batch = golden.batch();
+  batch = batch_of(golden);
   batch.lengths = batch.lengths.subspan(1);
   refuse("3 recordings came with 2 lengths", batch);
   // One frame of 3 convolutions: (2 - 1) * 2 + 3 = 5 frames of the first, (5 - 1) * 5 + 10 samples.
   const std::vector<std::int32_t> short_ones = {700, 29, 700};
-  batch = golden.batch();
+  batch = batch_of(golden);
   batch.lengths = short_ones;
   refuse("recording 1 has a length of 29; expected 30 to 700", batch);
   const std::vector<float> few(29);
@@ -267,7 +260,7 @@ TEST(AudioEngine, RefusesWithASentence) {
   EXPECT_EQ(result.hidden.size(), 24U);
   const std::vector<float> long_one(60'001 * 20 + 30);
   refuse("rows that", {1, 1, static_cast<std::int64_t>(long_one.size()), long_one, {}});
-  test::expect_error("has no head", [&] { engine.forward(golden.batch(), {.hidden = true, .head = true}, result); });
+  test::expect_error("has no head", [&] { engine.forward(batch_of(golden), {.hidden = true, .head = true}, result); });
 
   const std::vector<std::int32_t> ids = {1, 2};
   const std::vector<std::int32_t> lengths = {2};
@@ -275,16 +268,16 @@ TEST(AudioEngine, RefusesWithASentence) {
                      [&] { engine.forward({1, 2, ids, lengths, {}}, {}, result); });
   EncoderEngine text(std::make_shared<const Checkpoint>(test::golden_encoders() / "bert"),
                      options_of(EncoderPath::fast));
-  test::expect_error("a bert model of text, but audio was given", [&] { text.forward(golden.batch(), {}, result); });
+  test::expect_error("a bert model of text, but audio was given", [&] { text.forward(batch_of(golden), {}, result); });
 
-  const GoldenAudio whisper = read_golden("whisper_encoder");
+  const GoldenAudio whisper = test::read_golden_audio("whisper_encoder");
   EncoderEngine spectrogram(std::make_shared<const Checkpoint>(whisper.folder), options_of(EncoderPath::fast));
   const auto refuse_spectrogram = [&](std::string_view part, const AudioBatch& b) {
     test::expect_error(part, [&] { spectrogram.forward(b, {}, result); });
   };
   refuse_spectrogram("audio of 27 steps was given", {1, 10, 27, whisper.values, {}});
   const std::vector<std::int32_t> shorter = {28, 20};
-  batch = whisper.batch();
+  batch = batch_of(whisper);
   batch.lengths = shorter;
   refuse_spectrogram("looks at all 28 steps of each", batch);
 }

@@ -73,5 +73,35 @@ TEST(LoadTimes, OnTheCpuNothingIsUploaded) {
   EXPECT_LE(times.open + times.read + times.pack, times.total);
 }
 
+// On a GPU alone, and for normed act-order sites alone: one copy as wide as the widest, and two tables for each.
+TEST(OrderedCopy, IsPlannedForNormedActOrderSites) {
+  const auto site = [](std::int64_t inputs, bool act_order, bool normed) {
+    LoweredNode node;
+    LinearDesc part;
+    part.name = "model.layers.0.mlp.up_proj";
+    part.in_features = inputs;
+    part.out_features = 64;
+    part.gptq = GptqFormat{};
+    part.gptq->act_order = act_order;
+    node.site.parts = {part};
+    LinearNode linear;
+    linear.parts = {part};
+    node.node.op = linear;
+    if (normed) node.norm = NormNode{};
+    return node;
+  };
+  const std::vector<LoweredNode> nodes = {site(256, true, true), site(128, true, true), site(512, false, true),
+                                          site(1024, true, false)};
+  DeviceInfo device;
+  device.kind = DeviceKind::cuda;
+  const OrderedCopyBytes bytes = ordered_copy_bytes(nodes, device);
+  EXPECT_EQ(bytes.copy, 64u * 256 * 4);
+  EXPECT_EQ(bytes.tables, 2u * (256 + 128) * 4);
+  EXPECT_EQ(ordered_copy_bytes({site(512, false, true)}, device).copy, 0u);
+  device.kind = DeviceKind::cpu;
+  EXPECT_EQ(ordered_copy_bytes(nodes, device).copy, 0u);
+  EXPECT_EQ(ordered_copy_bytes(nodes, device).tables, 0u);
+}
+
 }  // namespace
 }  // namespace nibble

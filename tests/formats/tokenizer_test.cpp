@@ -42,6 +42,54 @@ TEST(Tokenizer, DropsWhatTheVocabularyLacksWhereNoTokenStandsForIt) {
   EXPECT_EQ(make(small_file()).encode("aéb", false), (Ids{4}));
 }
 
+// As the `tokenizers` library 0.23.3 has it: the scheme "first" asks for the text's own first character.
+TEST(Tokenizer, MarksNoBeginningWhoseFirstCharacterIsGone) {
+  struct Case {
+    json normalizer;
+    std::string text;
+    bool marked;
+  };
+  const auto replace = [](const char* pattern) {
+    return json{{"type", "Replace"}, {"pattern", {{"Regex", pattern}}}, {"content", ""}};
+  };
+  const json strip = {{"type", "Strip"}, {"strip_left", true}, {"strip_right", true}};
+  const json right = {{"type", "Strip"}, {"strip_left", false}, {"strip_right", true}};
+  const json bert = {{"type", "BertNormalizer"}};
+  const json accents = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFD"}}, {{"type", "StripAccents"}}}}};
+  const json prefix = {{"type", "Sequence"}, {"normalizers", {strip, {{"type", "Prepend"}, {"prepend", "c"}}}}};
+  const std::vector<Case> cases = {
+      {nullptr, "ab", true},
+      {strip, "ab ", true},
+      {strip, "  a b", false},
+      {right, "ab ", true},
+      {replace("x"), "xab", false},
+      {replace("x"), "axb", true},
+      {replace("^x*"), "ab", true},
+      {bert, "ab", true},
+      {bert, std::string("\x01", 1) + "ab", false},
+      {{{"type", "Nmt"}},
+       "\x01"
+       "ab",
+       false},
+      {{{"type", "Nmt"}},
+       "a\x01"
+       "b",
+       true},
+      {accents, "\u0301ab", false},
+      {accents, "\u00e1b", true},
+      {{{"type", "Lowercase"}}, "AB", true},
+      {prefix, "ab", true},
+      {prefix, " ab", false},
+  };
+  json file = json::parse(R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "▁": 3}, "merges": []},
+                              "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}})");
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.normalizer.dump() + " of " + c.text);
+    if (!c.normalizer.is_null()) file["normalizer"] = c.normalizer;
+    EXPECT_EQ(make(file).encode(c.text, false).front() == 3, c.marked);
+  }
+}
+
 TEST(Tokenizer, KnowsTokensAndIds) {
   const Tokenizer tokenizer = make(small_file());
   EXPECT_EQ(tokenizer.token_id("abc"), 5);

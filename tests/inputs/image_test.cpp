@@ -1,10 +1,12 @@
 // Decoding, resizing and processing of images against Pillow and transformers, and files that are not what they say.
 #include "inputs/image.h"
+
 #include "core/error.h"
 #include "core/file.h"
 #include "core/tensor.h"
 #include "formats/safetensors.h"
 #include "inputs/image_processor.h"
+#include "inputs/orientation.h"
 #include "inputs/resize.h"
 #include "support/expect_error.h"
 
@@ -12,6 +14,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <filesystem>
 #include <string>
@@ -170,6 +173,71 @@ TEST(Image, SizesAreLimited) {
   std::vector<std::byte> png = bytes_of("photo.png");
   png[16] = std::byte{0x7F};
   EXPECT_THROW((void)decode_image(png, "large"), Error);
+}
+
+// photo.jpg with an Exif segment that says this orientation, its numbers in either order of bytes.
+std::vector<std::byte> marked(int orientation, bool little) {
+  const auto number = [&](int value, int size) {
+    std::string out;
+    for (int i = 0; i < size; ++i) out += static_cast<char>(value >> 8 * (little ? i : size - 1 - i) & 0xFF);
+    return out;
+  };
+  std::string exif("Exif\0\0", 6);
+  exif += (little ? "II" : "MM") + number(42, 2) + number(8, 4) + number(2, 2);
+  exif += number(0x0100, 2) + number(4, 2) + number(1, 4) + number(45, 4);
+  exif += number(0x0112, 2) + number(3, 2) + number(1, 4) + number(orientation, 2) + number(0, 2) + number(0, 4);
+  const std::size_t length = exif.size() + 2;
+  const std::string segment =
+      std::string("\xFF\xE1", 2) + static_cast<char>(length >> 8) + static_cast<char>(length & 0xFF) + exif;
+  std::vector<std::byte> file = bytes_of("photo.jpg");
+  const std::span<const std::byte> bytes = std::as_bytes(std::span(segment));
+  file.insert(file.begin() + 2, bytes.begin(), bytes.end());
+  return file;
+}
+
+TEST(Image, IsTurnedAsItsCameraSays) {
+  const Image plain = read_image(images() / "photo.jpg");
+  const int w = static_cast<int>(plain.width) - 1;
+  const int h = static_cast<int>(plain.height) - 1;
+  // Where in the file the picture's upper left pixel is, and the one to its right.
+  const std::array<std::array<int, 4>, 8> places = {{{0, 0, 1, 0},
+                                                     {w, 0, w - 1, 0},
+                                                     {w, h, w - 1, h},
+                                                     {0, h, 1, h},
+                                                     {0, 0, 0, 1},
+                                                     {0, h, 0, h - 1},
+                                                     {w, h, w, h - 1},
+                                                     {w, 0, w, 1}}};
+  for (int orientation = 1; orientation <= 8; ++orientation) {
+    for (const bool little : {false, true}) {
+      SCOPED_TRACE(testing::Message() << orientation << (little ? " little" : " big"));
+      const Image image = decode_image(marked(orientation, little), "marked");
+      EXPECT_EQ(image.width, orientation < 5 ? plain.width : plain.height);
+      EXPECT_EQ(image.height, orientation < 5 ? plain.height : plain.width);
+      const std::array<int, 4>& at = places[static_cast<std::size_t>(orientation - 1)];
+      for (std::size_t c = 0; c < 3; ++c) {
+        EXPECT_EQ(image.rgb[c], plain.rgb[static_cast<std::size_t>(at[1] * (w + 1) + at[0]) * 3 + c]);
+        EXPECT_EQ(image.rgb[3 + c], plain.rgb[static_cast<std::size_t>(at[3] * (w + 1) + at[2]) * 3 + c]);
+      }
+    }
+  }
+  for (const int none : {0, 9, 255}) EXPECT_EQ(decode_image(marked(none, true), "marked").rgb, plain.rgb);
+}
+
+TEST(Image, DamagedMarksOfCamerasAreNoMarks) {
+  const Image plain = read_image(images() / "photo.jpg");
+  const std::vector<std::byte> whole = marked(6, true);
+  // Everything behind "Exif": the header, the directory's place, its count, its entries.
+  for (std::size_t i = 12; i < 12 + 8 + 2 + 24; ++i) {
+    for (const int value : {0x00, 0x7F, 0xFF}) {
+      std::vector<std::byte> damaged = whole;
+      damaged[i] = static_cast<std::byte>(value);
+      const Image image = decode_image(damaged, "damaged");
+      EXPECT_EQ(image.rgb.size(), plain.rgb.size());
+    }
+  }
+  for (std::size_t size = 0; size < 46; ++size)
+    EXPECT_NO_THROW((void)exif_orientation(std::span(whole).subspan(6, size)));
 }
 
 TEST(Image, AFileThatIsNotThereIsNamed) {

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <numeric>
 
 namespace nibble::test {
@@ -181,6 +182,39 @@ TEST(InstanceNorm, NormsEachChannelOverItsSequence) {
     }
     y.expect_gaps_untouched();
   }
+}
+
+TEST(InstanceNorm, LooksAtTheRowsThatThereAre) {
+  std::mt19937 random(9);
+  const std::vector<std::int64_t> all = {0, 20, 45};
+  const std::vector<std::int64_t> rows = {20, 7};
+  const std::vector<std::int64_t> cut = {0, 20, 27};
+  Matrix x(45, 9), y(45, 9), z(27, 9);
+  x.fill(random);
+  // What lies behind them must not count.
+  for (std::int64_t r = 27; r < 45; ++r) x.at(r, 0) = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> weight = random_values(9, random);
+  const std::vector<float> bias = random_values(9, random);
+  Bench bench(2);
+  bench.backend->instance_norm({x.ref(), all, weight.data(), bias.data(), 1e-5F, y.ref(), rows}, *bench.stream);
+  bench.backend->instance_norm({x.ref(), cut, weight.data(), bias.data(), 1e-5F, z.ref()}, *bench.stream);
+  for (std::int64_t r = 0; r < 27; ++r) {
+    for (std::int64_t c = 0; c < 9; ++c) ASSERT_EQ(y.at(r, c), z.at(r, c)) << r << " " << c;
+  }
+}
+
+TEST(Transpose, SwapsRowsAndColumns) {
+  std::mt19937 random(10);
+  Matrix x(7, 33, 2), y(33, 7, 1), wrong(7, 33);
+  x.fill(random);
+  Bench bench(2);
+  bench.backend->transpose(x.ref(), y.ref(), *bench.stream);
+  for (std::int64_t r = 0; r < 33; ++r) {
+    for (std::int64_t c = 0; c < 7; ++c) ASSERT_EQ(y.at(r, c), x.at(c, r));
+  }
+  y.expect_gaps_untouched();
+  test::expect_error("transpose: x is [7, 33] and y [7, 33]",
+                     [&] { bench.backend->transpose(x.ref(), wrong.ref(), *bench.stream); });
 }
 
 TEST(TrimFrames, KeepsTheFirstRowsAndFillsUpWithZeros) {

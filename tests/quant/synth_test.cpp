@@ -216,7 +216,7 @@ TEST(SynthTest, PresetsAreRunnableConfigs) {
   for (const std::string_view name : preset_names()) {
     auto config = preset_config(name);
     const Program program = program_from_config(nlohmann::json::parse(config.dump()));
-    EXPECT_EQ(program.hidden, config["hidden_size"]);
+    EXPECT_EQ(program.hidden, config[config.contains("d_model") ? "d_model" : "hidden_size"]);
     if (program.encoder) continue;
     // The same model with fewer and narrower blocks.
     config["num_hidden_layers"] = 1;

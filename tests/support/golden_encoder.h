@@ -79,6 +79,37 @@ inline GoldenEncoder read_golden_encoder(const std::string& name) {
   return golden;
 }
 
+struct GoldenAudio {
+  std::filesystem::path folder;
+  std::int64_t recordings = 0, channels = 1, steps = 0;
+  std::vector<float> values;          // [recordings, channels, steps]
+  std::vector<std::int32_t> lengths;  // empty: all
+  std::vector<std::int32_t> frames;   // rows that count
+  std::int64_t rows = 0;              // of a recording in `hidden`
+  std::vector<float> hidden;          // [recordings, rows, width]
+};
+
+inline GoldenAudio read_golden_audio(const std::string& name) {
+  GoldenAudio golden;
+  golden.folder = golden_encoders() / name;
+  const SafetensorsFile file(golden_encoders() / (name + ".golden.safetensors"));
+  const TensorView* features = file.find("features");
+  const TensorView values = features != nullptr ? *features : *file.find("samples");
+  golden.values = to_float(values);
+  golden.recordings = values.shape[0];
+  if (features != nullptr) golden.channels = values.shape[1];
+  golden.steps = values.shape.back();
+  golden.hidden = to_float(*file.find("hidden"));
+  golden.rows = file.find("hidden")->shape[1];
+  if (const TensorView* lengths = file.find("lengths")) {
+    golden.lengths = ints_of(*lengths);
+    golden.frames = ints_of(*file.find("frames"));
+  } else {
+    golden.frames.assign(static_cast<std::size_t>(golden.recordings), static_cast<std::int32_t>(golden.rows));
+  }
+  return golden;
+}
+
 inline GoldenImages read_golden_images(const std::string& name) {
   GoldenImages golden;
   golden.folder = golden_encoders() / name;

@@ -126,7 +126,8 @@ void convolve_sequence(const CpuConvolution& conv, const Sequence& sequence, std
 
 // The columns [first, first + count) of one sequence.
 void norm_channels(const InstanceNormArgs& args, std::size_t s, std::int64_t first, std::int64_t count) {
-  const MatrixRef x = rows_of(args.x, args.begin, s);
+  MatrixRef x = rows_of(args.x, args.begin, s);
+  if (!args.rows.empty()) x.rows = args.rows[s];
   const MatrixRef y = rows_of(args.y, args.begin, s);
   std::array<double, kChannels> mean{}, variance{};
   std::array<float, kChannels> middle{}, factor{};
@@ -224,9 +225,10 @@ void convolve(const PackedConvolution& packed, const ConvolveArgs& args, Stream&
 }
 
 void instance_norm(const InstanceNormArgs& args, CpuStream& stream) {
-  stream.parallel([args, begin = copy_of(args.begin)](int thread, int threads) {
+  stream.parallel([args, begin = copy_of(args.begin), rows = copy_of(args.rows)](int thread, int threads) {
     InstanceNormArgs call = args;
     call.begin = begin;
+    call.rows = rows;
     const std::int64_t columns = args.x.columns;
     const std::int64_t pieces = ceil_div(columns, kChannels);
     const auto sequences = static_cast<std::int64_t>(begin.size()) - 1;
@@ -257,6 +259,17 @@ void trim_frames(const TrimArgs& args, CpuStream& stream) {
       }
     });
   }
+}
+
+void transpose(const MatrixRef& x, const MatrixRef& y, CpuStream& stream) {
+  if (x.rows != y.columns || x.columns != y.rows)
+    fail("transpose: x is [{}, {}] and y [{}, {}]", x.rows, x.columns, y.rows, y.columns);
+  stream.parallel([x, y](int thread, int threads) {
+    const auto [begin, end] = split_range(y.rows, 1, thread, threads);
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t column = 0; column < y.columns; ++column) y.f32_row(row)[column] = x.f32_row(column)[row];
+    }
+  });
 }
 
 }  // namespace nibble::cpu

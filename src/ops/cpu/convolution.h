@@ -18,5 +18,6 @@ std::size_t convolution_workspace(const ConvolutionShape& shape);
 void convolve(const PackedConvolution& packed, const ConvolveArgs& args, Stream& stream);
 void instance_norm(const InstanceNormArgs& args, CpuStream& stream);
 void trim_frames(const TrimArgs& args, CpuStream& stream);
+void transpose(const MatrixRef& x, const MatrixRef& y, CpuStream& stream);
 
 }  // namespace nibble::cpu

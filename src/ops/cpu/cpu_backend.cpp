@@ -313,6 +313,9 @@ class CpuBackend final : public Backend {
     check_shape(args.y, args.y_begin.back(), args.x.columns, "trim_frames", "y");
     cpu::trim_frames(args, cpu_stream(stream));
   }
+  void transpose(const MatrixRef& x, const MatrixRef& y, Stream& stream) override {
+    cpu::transpose(x, y, cpu_stream(stream));
+  }
 
   void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) override {
     check_f32(x, "gather_rows", "x");

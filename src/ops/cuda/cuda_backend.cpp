@@ -19,7 +19,10 @@ class CudaBackend final : public Backend {
             .fuses_store = true,
             .self_attention = true,
             .images = true,
-            .fuses_add_norm = true};
+            .fuses_add_norm = true,
+            .audio = true,
+            .aligned_frames = true,
+            .fuses_instance_norm = true};
   }
 
   void embed(const EmbedArgs& args, Stream& stream) override { cuda::embed(args, cuda_stream(stream)); }
@@ -66,6 +69,24 @@ class CudaBackend final : public Backend {
   void pad_rows(const MatrixRef& x, const std::int32_t* row_begin, std::int64_t sequences, std::int64_t length,
                 const MatrixRef& y, Stream& stream) override {
     cuda::pad_rows(x, row_begin, sequences, length, y, cuda_stream(stream));
+  }
+  std::unique_ptr<PackedConvolution> pack_convolution(const ConvolutionShape& shape, std::span<const float> weight,
+                                                      std::span<const float> bias, Stream& stream) override {
+    return cuda::pack_convolution(shape, weight, bias, device_, stream);
+  }
+  std::size_t convolution_bytes(const ConvolutionShape& shape) const override { return cuda::convolution_bytes(shape); }
+  std::size_t convolution_workspace(const ConvolutionShape& shape) const override {
+    return cuda::convolution_workspace(shape);
+  }
+  void convolve(const PackedConvolution& packed, const ConvolveArgs& args, Stream& stream) override {
+    cuda::convolve(packed, args, cuda_stream(stream));
+  }
+  void instance_norm(const InstanceNormArgs& args, Stream& stream) override {
+    cuda::instance_norm(args, cuda_stream(stream));
+  }
+  void trim_frames(const TrimArgs& args, Stream& stream) override { cuda::trim_frames(args, cuda_stream(stream)); }
+  void transpose(const MatrixRef& x, const MatrixRef& y, Stream& stream) override {
+    cuda::transpose(x, y, cuda_stream(stream));
   }
   void gather_rows(const MatrixRef& x, const std::int32_t* indices, const MatrixRef& y, Stream& stream) override {
     cuda::gather_rows(x, indices, y, cuda_stream(stream));

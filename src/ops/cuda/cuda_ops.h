@@ -6,6 +6,8 @@
 #include "ops/backend.h"
 
 #include <cstddef>
+#include <memory>
+#include <span>
 
 namespace nibble::cuda {
 
@@ -21,6 +23,14 @@ void add_norm(const NormArgs& args, CudaStream& stream);
 std::size_t self_attention_workspace(const SelfAttentionShape& shape);
 void self_attention(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
 void norm(const NormArgs& args, CudaStream& stream);
+std::unique_ptr<PackedConvolution> pack_convolution(const ConvolutionShape& shape, std::span<const float> weight,
+                                                    std::span<const float> bias, CudaDevice& device, Stream& stream);
+std::size_t convolution_bytes(const ConvolutionShape& shape);
+std::size_t convolution_workspace(const ConvolutionShape& shape);
+void convolve(const PackedConvolution& packed, const ConvolveArgs& args, CudaStream& stream);
+void instance_norm(const InstanceNormArgs& args, CudaStream& stream);
+void trim_frames(const TrimArgs& args, CudaStream& stream);
+void transpose(const MatrixRef& x, const MatrixRef& y, CudaStream& stream);
 void rotary(const RotaryArgs& args, CudaStream& stream);
 void gated_activation(ActivationKind kind, const MatrixRef& gate, const MatrixRef& up, const MatrixRef& y,
                       CudaStream& stream);

@@ -14,9 +14,11 @@ namespace nibble {
 namespace {
 
 using gpu::kMostParts;
+using gpu::kMostPassRows;
 using gpu::kMostSmallRows;
 using gpu::PackedLayout;
 using gpu::PackedSite;
+using gpu::takes_few_rows;
 
 bool known_activation(ActivationKind kind) {
   return kind != ActivationKind::quick_gelu && kind != ActivationKind::tanh;
@@ -38,19 +40,6 @@ Fit fit_packed(const LinearSite& site) {
   return Fit::yes(!both, site.epilogue.kind != EpilogueKind::activation && known_activation(site.epilogue.activation));
 }
 
-// Up to here reading the weights once for each 16 rows takes less than writing them out: on an H100 12 to 21 us a pass
-// against 43 to 119 (5120 x 5120 and 5120 x 13824; docs/performance.md).
-constexpr std::int64_t kMostPassRows = 4 * kMostSmallRows;
-
-bool few_rows(const LinearSite& site, const PackedLayout& layout, std::int64_t rows,
-              const gpu::SmallRowsDevice& device) {
-  if (rows > kMostPassRows || site.compute == DType::f32) return false;
-  // The kernel counts items, and sixteen times as many, in 32 bits.
-  if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
-  const bool norm = site.prologue.kind == PrologueKind::rms_norm;
-  return gpu::plan_small_rows(layout, std::min(rows, kMostSmallRows), device, norm, 0).fits;
-}
-
 MatrixRef rows_from(MatrixRef m, std::int64_t first, std::int64_t rows) {
   if (m.data == nullptr) return m;
   m.data = static_cast<std::byte*>(m.data) + static_cast<std::size_t>(first * m.stride) * bytes_of(m.dtype);
@@ -68,7 +57,7 @@ void few_rows_in_passes(const PackedSite& packed, const LinearArgs& args, CudaSt
     std::array<MatrixRef, kMostParts> y;
     for (std::size_t i = 0; i < args.y.size(); ++i) y[i] = rows_from(args.y[i], first, pass.rows);
     pass.y = std::span(y).first(args.y.size());
-    gpu::small_rows(packed, pass, stream);
+    gpu::small_rows(packed, pass, first, stream);
   }
 }
 
@@ -92,9 +81,15 @@ class NibbleKernel final : public PackedKernel {
                 "for each 16, from there on as dequant; fuses norms, residuals and gates",
             .accumulate = "f32"};
   }
+  std::unique_ptr<PackedLinear> pack(const LinearSite& site, std::span<const LinearTensors> tensors, Device& device,
+                                     Stream& stream) const override {
+    std::unique_ptr<PackedSite> packed = gpu::pack_site(site, tensors, cuda_device(device), stream);
+    packed->streams = true;
+    return packed;
+  }
   std::size_t workspace(const LinearSite& site, std::int64_t rows) const override {
     const PackedLayout layout = gpu::layout_of(site);
-    return few_rows(site, layout, rows, gpu::small_rows_device())
+    return takes_few_rows(site, layout, rows, gpu::small_rows_device())
                ? gpu::staged_rows_bytes(layout, std::min(rows, kMostSmallRows))
                : gpu::dequantised_workspace(site, layout, rows);
   }
@@ -102,7 +97,7 @@ class NibbleKernel final : public PackedKernel {
     const PackedLayout layout = gpu::layout_of(site);
     const gpu::SmallRowsDevice device = gpu::small_rows_device();
     std::int64_t most = 0;
-    while (most < kMostPassRows && few_rows(site, layout, most + 1, device)) ++most;
+    while (most < kMostPassRows && takes_few_rows(site, layout, most + 1, device)) ++most;
     std::vector<KernelWay> out;
     if (most > 0) out.push_back({"small_rows", std::min(most, kMostSmallRows)});
     if (most > kMostSmallRows) out.push_back({"small_rows in passes of 16", most});
@@ -111,7 +106,7 @@ class NibbleKernel final : public PackedKernel {
   }
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     const auto& site = static_cast<const PackedSite&>(packed);
-    if (few_rows(site.site, site.layout, args.rows, site.small_rows_device)) {
+    if (takes_few_rows(site.site, site.layout, args.rows, site.small_rows_device)) {
       few_rows_in_passes(site, args, cuda_stream(stream));
     } else {
       gpu::dequantised(site, args, cuda_stream(stream));

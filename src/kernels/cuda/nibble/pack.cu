@@ -169,6 +169,8 @@ std::size_t PackedSite::bytes() const {
   if (order) all += order->size();
   if (bias) all += bias->size();
   if (y_bias) all += y_bias->size();
+  if (places) all += places->size();
+  if (ordered_norm) all += ordered_norm->size();
   return all;
 }
 

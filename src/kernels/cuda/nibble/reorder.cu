@@ -1,4 +1,5 @@
-// Outputs of a packed gated site in another order, so that the site that reads them finds its inputs sorted.
+// Outputs of a packed site in another order, so that the site that reads them finds its inputs sorted: a gated site's
+// weights are sorted, which costs nothing later; a site with a residual puts out both orders, as others read it too.
 #include "core/checked.h"
 #include "core/cuda/launch.cuh"
 #include "kernels/cuda/nibble/packed_site.h"
@@ -61,6 +62,16 @@ __global__ void reorder_bias(const float* from, float* to, const std::int32_t* o
   to[outputs + n] = from[outputs + order[n]];
 }
 
+// Where each output stands in the reader's order, and its norm's weights in that order.
+__global__ void prepare_copy(const std::int32_t* order, const float* norm, std::int32_t* places, float* ordered_norm,
+                             std::int64_t count) {
+  const std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (place >= count) return;
+  const std::int32_t input = order[place];
+  places[input] = static_cast<std::int32_t>(place);
+  if (norm != nullptr) ordered_norm[place] = norm[input];
+}
+
 const std::byte* copied(CudaDevice& device, CudaStream& stream, const Buffer& of) {
   std::byte* to = device.staging(of.size());
   check_cuda(cudaMemcpyAsync(to, of.data(), of.size(), cudaMemcpyDeviceToDevice, stream.handle()),
@@ -97,6 +108,34 @@ bool PackedSite::put_out_for(PackedLinear& reader, Device& device, Stream& strea
   }
   stream.synchronize();  // the order is read until here
   other->order.reset();
+  return true;
+}
+
+bool PackedSite::copy_out_for(PackedLinear& reader, const float* norm_weight, std::byte* copy, Device& device,
+                              Stream& stream) {
+  auto* other = dynamic_cast<PackedSite*>(&reader);
+  if (other == nullptr || other == this || other->order == nullptr || !streams || !other->streams) return false;
+  if (site.epilogue.kind != EpilogueKind::residual || site.y_dtype != DType::f32 || other->site.x_dtype != DType::f32)
+    return false;
+  const std::int64_t count = site.out_features();
+  if (other->layout.packed_inputs() != other->layout.inputs || other->layout.inputs != count) return false;
+  const bool norm = other->site.prologue.kind == PrologueKind::rms_norm;
+  if (norm != (norm_weight != nullptr)) return false;
+  // Calls of more rows take the results as they lie, so both must agree where few rows end.
+  static_assert(kMostPassRows == kMostCopiedRows);
+  for (std::int64_t rows = 1; rows <= kMostSmallRows; ++rows) {
+    if (!takes_few_rows(site, layout, rows, small_rows_device) ||
+        !takes_few_rows(other->site, other->layout, rows, other->small_rows_device))
+      return false;
+  }
+  const std::size_t bytes = static_cast<std::size_t>(count) * 4;
+  places = device.allocate(bytes, "the places of outputs");
+  if (norm) other->ordered_norm = device.allocate(bytes, "norm weights in the order of inputs");
+  launch(cuda_stream(stream), dim3(static_cast<unsigned>(ceil_div(count, std::int64_t{kThreads}))), dim3(kThreads), 0,
+         Overlap::no, prepare_copy, other->order_data(), norm_weight, reinterpret_cast<std::int32_t*>(places->data()),
+         norm ? reinterpret_cast<float*>(other->ordered_norm->data()) : nullptr, count);
+  copy_to = reinterpret_cast<float*>(copy);
+  other->copy_from = copy_to;
   return true;
 }
 

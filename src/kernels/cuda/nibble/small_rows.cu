@@ -141,6 +141,15 @@ __device__ __forceinline__ Place place_of(const SmallRowsArgs& a, int strip, int
   return p;
 }
 
+// Where the copies of outputs `p.output` and the one 8 on go.
+__device__ __forceinline__ int2 load_places(const SmallRowsArgs& a, const Place& p) {
+  int2 out = make_int2(0, 0);
+  if (a.copy == nullptr) return out;
+  if (p.there[0]) out.x = a.places[p.output];
+  if (p.there[2]) out.y = a.places[p.output + 8];
+  return out;
+}
+
 __device__ __forceinline__ void load_residual(const SmallRowsArgs& a, const Place& p, float (&residual)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -161,7 +170,7 @@ __device__ __forceinline__ float token_factor(const SmallRowsArgs& a, const Shar
 }
 
 __device__ __forceinline__ void finish(const SmallRowsArgs& a, const Shared& shared, const Place& p, float4 sums,
-                                       const float (&residual)[4]) {
+                                       const float (&residual)[4], int2 places) {
   const float factor[2] = {token_factor(a, shared, p.token), token_factor(a, shared, p.token + 1)};
   float v[4] = {sums.x * factor[0], sums.y * factor[1], sums.z * factor[0], sums.w * factor[1]};
   if (a.epilogue == EpilogueKind::gated) {
@@ -181,7 +190,10 @@ __device__ __forceinline__ void finish(const SmallRowsArgs& a, const Shared& sha
     if (!p.there[i]) continue;
     const int output = p.output + i / 2 * 8;
     if (a.bias != nullptr) v[i] += a.bias[a.bias_at[p.part] + output];
-    write(a.y[p.part], a.y_dtype, (p.token + i % 2) * a.y_stride[p.part] + output, v[i] + residual[i]);
+    v[i] += residual[i];
+    write(a.y[p.part], a.y_dtype, (p.token + i % 2) * a.y_stride[p.part] + output, v[i]);
+    if (a.copy != nullptr)
+      a.copy[(p.token + i % 2) * static_cast<std::int64_t>(a.outputs[0]) + (i < 2 ? places.x : places.y)] = v[i];
   }
 }
 
@@ -219,8 +231,9 @@ struct WarpShare {
   }
 };
 
-template <int BITS, int TILES, int SETS>
-__global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a) {
+// RESIDENT: thread blocks for which a multiprocessor is to have registers; see SmallRowsPlan.
+template <int BITS, int TILES, int SETS, int RESIDENT = 1>
+__global__ __launch_bounds__(kSmallThreads, RESIDENT) void small_rows_kernel(const __grid_constant__ SmallRowsArgs a) {
   extern __shared__ __align__(128) std::byte memory[];
   constexpr int kPieceBytes = 2 * TILES * 512;
   const int warp = static_cast<int>(threadIdx.x) / 32;
@@ -253,11 +266,9 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
 
   WeightRing ring(rings + warp * ring_bytes, shared.rings[warp], a.stages, item_bytes, lane);
   const std::byte* from = share.first_item(a.shares);
-  int to_fetch = end - begin;
   int in_pair = blocks - block;
-  const auto fill = [&] {
-    ring.fill(from, to_fetch > 0);
-    --to_fetch;
+  const auto fill = [&](int item) {
+    ring.fill(from, item < end);
     from += item_bytes;
     if (--in_pair == 0) {
       in_pair = blocks;
@@ -267,7 +278,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   const bool stages_itself = a.staged.inputs == nullptr;
   if (stages_itself) tables.ask(a, first_block, blocks);
 #pragma unroll 1
-  for (int i = 0; i < a.early_stages; ++i) fill();
+  for (int i = 0; i < a.early_stages; ++i) fill(begin + i);
   // The groups of 32 lanes' sums, strips of pairs and tiles of strips, of which the cluster's thread blocks finish one
   // in turn.
   const int groups = pairs * 2 * TILES;
@@ -284,11 +295,12 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
   }
   if (log > 0 && !a.overlaid) cluster_wait();
   pdl_wait();
-  // The next kernel may come in and fetch its first weights; it waits for this one's results itself.
-  pdl_launch();
+  // The next kernel may come in and fetch its first weights; it waits for this one's results itself. Where it finds
+  // room at once, its weights must not stand before this one's inputs in the memory's queues.
+  if constexpr (RESIDENT == 1) pdl_launch();
   const auto fill_up = [&] {
 #pragma unroll 1
-    for (int i = a.early_stages; i < a.stages; ++i) fill();
+    for (int i = a.early_stages; i < a.stages; ++i) fill(begin + i);
   };
   if (stages_itself) {
     stage_slice<BITS, TILES, SETS>(a, shared, tables, first_block, blocks, inputs, sums, factors, fill_up);
@@ -297,6 +309,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     fill_up();
   }
   __syncthreads();
+  if constexpr (RESIDENT > 1) pdl_launch();
 
   int token_at[TILES];
 #pragma unroll
@@ -311,7 +324,6 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     }
   };
   if (lane == 0) shared.first_pair[warp] = pair;
-  std::byte* slot = slots + warp * a.slots * kPieceBytes;
 #pragma unroll 1
   for (int item = begin; item < end; ++item) {
     if (block == 0 && lane == 0) shared.first_warp[pair] = static_cast<std::uint8_t>(warp);
@@ -321,14 +333,13 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     product.template step<0>(a, weights, inputs + block * 4 * staged_pair_bytes(a.rows),
                              sums + block * SETS * 8 * TILES, factors + block * 8 * TILES, token_at, lane, b, acc);
     ring.release();
-    fill();
+    fill(item + a.stages);
     if (++block == blocks) {
       if (lane == 0) shared.last_warp[pair] = static_cast<std::uint8_t>(warp);
       if (item + 1 == end) break;
       block = 0;
+      leave(slots + (warp * a.slots + pair - shared.first_pair[warp]) * kPieceBytes);
       ++pair;
-      leave(slot);
-      slot += kPieceBytes;
 #pragma unroll
       for (int i = 0; i < 2 * TILES; ++i)
         acc[i / TILES][i % TILES][0] = acc[i / TILES][i % TILES][1] = acc[i / TILES][i % TILES][2] =
@@ -376,6 +387,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
     const Place p = place_of(a, 2 * (first_pair + group / (2 * TILES)) + group / TILES % 2, group % TILES, lane);
     float residual[4];
     load_residual(a, p, residual);
+    const int2 places = load_places(a, p);
 #if __CUDA_ARCH__ >= 900
     if (log > 0) wait_barrier(shared_address(&shared.pieces), 0);
 #endif
@@ -385,7 +397,7 @@ __global__ __launch_bounds__(kSmallThreads, 1) void small_rows_kernel(const __gr
       const float4 v = *reinterpret_cast<const float4*>(received + ((r * a.groups + i) * 32 + lane) * 16);
       sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
     }
-    finish(a, shared, p, sum, residual);
+    finish(a, shared, p, sum, residual, places);
   }
 #if __CUDA_ARCH__ >= 900
   // What is on its way here must not find the memory another's.
@@ -423,8 +435,9 @@ Kernel kernel_of(int bits, int sets) {
   }
 }
 
-Kernel kernel_of(const PackedLayout& layout, int tiles) {
-  return tiles == 1 ? kernel_of<1>(layout.bits, layout.sets) : kernel_of<2>(layout.bits, layout.sets);
+Kernel kernel_of(const PackedLayout& layout, const SmallRowsPlan& plan) {
+  if (plan.resident == 2) return small_rows_kernel<kResidentBits, 1, kResidentSets, 2>;
+  return plan.tiles == 1 ? kernel_of<1>(layout.bits, layout.sets) : kernel_of<2>(layout.bits, layout.sets);
 }
 
 cudaLaunchConfig_t cluster_config(int cluster, int clusters, std::size_t shared_bytes, cudaLaunchAttribute* attribute) {
@@ -461,6 +474,13 @@ SmallRowsDevice small_rows_device() {
              "asking for shared memory");
   out.clusters[0] = multiprocessors;
   if (major < 9) return out;
+  int all_shared = 0;
+  int reserved = 0;  // of each thread block
+  check_cuda(cudaDeviceGetAttribute(&all_shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index),
+             "asking for shared memory");
+  check_cuda(cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, index),
+             "asking for shared memory");
+  out.half_shared_bytes = all_shared / 2 - reserved;
   const Kernel kernel = small_rows_kernel<4, 1, 1>;
   allow_shared(kernel, static_cast<std::size_t>(out.shared_bytes));
   for (int i = 1; i < static_cast<int>(out.clusters.size()); ++i) {
@@ -493,14 +513,20 @@ WeightShares shares_of(const PackedSite& packed, const SmallRowsPlan& plan) {
 
 }  // namespace
 
-void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& stream) {
+void small_rows(const PackedSite& packed, const LinearArgs& call, std::int64_t first_row, CudaStream& stream) {
   const PackedLayout& layout = packed.layout;
   const LinearSite& site = packed.site;
   const bool norm = site.prologue.kind == PrologueKind::rms_norm;
+  LinearArgs args = call;
+  if (packed.copy_from != nullptr) {
+    const float* copy = packed.copy_from + first_row * layout.inputs;
+    args.x = {const_cast<float*>(copy), DType::f32, args.rows, layout.inputs, layout.inputs};
+    if (norm) args.norm_weight = reinterpret_cast<const float*>(packed.ordered_norm->data());
+  }
   const std::int64_t row_bytes = layout.inputs * static_cast<std::int64_t>(bytes_of(args.x.dtype));
   const bool aligned = reinterpret_cast<std::uintptr_t>(args.x.data) % 16 == 0 && row_bytes % 16 == 0 &&
                        static_cast<std::size_t>(args.x.stride) * bytes_of(args.x.dtype) % 16 == 0;
-  const bool ordered = packed.order_data() != nullptr;
+  const bool ordered = packed.order_data() != nullptr && packed.copy_from == nullptr;
   const SmallRowsPlan plan =
       plan_small_rows(layout, args.rows, packed.small_rows_device, norm, ordered && aligned ? row_bytes : 0);
   SmallRowsArgs a;
@@ -518,7 +544,7 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
     a.norm_eps = site.prologue.eps;
   }
   if (ordered ? plan.picks : aligned && layout.packed_inputs() == layout.inputs) {
-    a.order = packed.order_data();
+    a.order = ordered ? packed.order_data() : nullptr;
   } else {
     a.staged = staged_rows(layout, args.rows, args.workspace);
     a.staged_parts = stage_parts(layout);
@@ -554,7 +580,11 @@ void small_rows(const PackedSite& packed, const LinearArgs& args, CudaStream& st
   a.y_dtype = args.y.front().dtype;
   a.residual = args.residual.data;
   a.residual_stride = args.residual.stride;
-  const Kernel kernel = kernel_of(layout, plan.tiles);
+  if (packed.copy_to != nullptr) {
+    a.copy = packed.copy_to + first_row * site.out_features();
+    a.places = reinterpret_cast<const std::int32_t*>(packed.places->data());
+  }
+  const Kernel kernel = kernel_of(layout, plan);
   allow_shared(kernel, plan.shared_bytes);
   std::array<cudaLaunchAttribute, 2> attributes{};
   cudaLaunchConfig_t config = cluster_config(plan.cluster, plan.clusters, plan.shared_bytes, attributes.data());

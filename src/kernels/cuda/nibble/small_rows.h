@@ -21,6 +21,9 @@ constexpr int kMostStages = 4;
 constexpr int kMostCluster = 8;  // the most thread blocks that a cluster can have everywhere
 constexpr int kMostPairs = 256;  // of a cluster
 constexpr int kMostParts = 4;
+// Whose kernel exists for two thread blocks a multiprocessor, too: 4 bits with one scale a block of weights.
+constexpr int kResidentBits = 4;
+constexpr int kResidentSets = 1;
 // Places for barriers and what else a thread block keeps beside rings and inputs.
 constexpr std::size_t kSmallFixedBytes = 2048;
 constexpr int kMostTokens = static_cast<int>(kMostSmallRows);
@@ -97,6 +100,9 @@ struct SmallRowsArgs {
   DType y_dtype = DType::f16;
   const void* residual = nullptr;
   std::int64_t residual_stride = 0;
+  // Of PackedSite, the pass's rows; null: no copy.
+  float* copy = nullptr;
+  const std::int32_t* places = nullptr;
 };
 
 /// How a call is divided and what it takes.
@@ -117,6 +123,9 @@ struct SmallRowsPlan {
   std::size_t tables_at = 0;
   bool picks = false;  // inputs out of order from rows in shared memory: there is room for them
   std::size_t shared_bytes = 0;
+  // Thread blocks that a multiprocessor has room for: with 2 those of the next such kernel fetch their first weights
+  // while this one ends. That is worth shorter rings where a warp has few items.
+  int resident = 1;
 };
 /// `norm`: the site has one; `picked_row_bytes`: of a row whose inputs are picked out of order, 0 where none are.
 SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device, bool norm,

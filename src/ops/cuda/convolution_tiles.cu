@@ -1,0 +1,310 @@
+// Convolutions in f16 and bf16 on tensor cores, of any shape: padded, in groups, with windows that begin and end
+// anywhere. A block makes a tile of frames and outputs of one group. The rows that the tile's windows look at are
+// brought once into shared memory, some channels and taps at a time; every tap then is a product of rows there, shifted
+// by one from tap to tap, and its weights, which follow each other through a ring of stages.
+#include "core/checked.h"
+#include "kernels/cuda/activation_16.cuh"
+#include "ops/cuda/convolution.h"
+#include "ops/cuda/elements.cuh"
+#include "ops/cuda/mma.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kFrames = 128;  // of a tile
+constexpr int kThreads = 128;
+constexpr int kStages = 4;               // taps of weights
+constexpr int kMostChannels = 64;        // at a time
+constexpr int kPad = 8;                  // elements behind each row, so that eight rows lie in different banks
+constexpr int kMostRowBytes = 48 << 10;  // of rows of x
+
+struct Parameters {
+  const void* weight;
+  const float* bias;
+  int width, outputs;           // of a group
+  int kernel, stride, padding;  // frames
+  int channels, taps;           // at a time; channels are a multiple of 16
+  int jump;                     // rows in shared memory from frame to frame: the stride, or `taps` where that is less
+  bool x_vectors, w_vectors, y_pairs;
+  bool active;
+  ActivationKind activation;
+};
+
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  // What is not there becomes zeros.
+  const int bytes = there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int kPending>
+__device__ __forceinline__ void await_all_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// One tile's place and its parts of shared memory.
+template <typename T, typename X, int kOutputs>
+class Tile {
+ public:
+  __device__ Tile(const Rows<const X>& x, const Rows<T>& y, const Parameters& p, const SequenceRows& at, T* shared)
+      : x_(x), y_(y), p_(p), pitch_(p.channels + kPad), rows_((kFrames - 1) * p.jump + p.taps) {
+    const int tile = static_cast<int>(blockIdx.x);
+    const int s = at.of_tile(tile);
+    frame_ = static_cast<std::int64_t>(tile - at.tile_begin.data()[s]) * kFrames;
+    x_begin_ = at.x_begin.data()[s];
+    x_rows_ = at.x_rows.data()[s];
+    y_begin_ = at.y_begin.data()[s];
+    frames_ = at.y_rows.data()[s] - frame_;
+    first_ = static_cast<int>(blockIdx.y) * kOutputs;
+    group_ = static_cast<int>(blockIdx.z);
+    windows_ = shared;
+    weights_ = shared + rows_ * pitch_;
+  }
+
+  __device__ void run() {
+    for (int channel = 0; channel < p_.width; channel += p_.channels) {
+      for (int tap = 0; tap < p_.kernel; tap += p_.taps) add_taps(channel, tap, min(p_.taps, p_.kernel - tap));
+    }
+    finish();
+  }
+
+ private:
+  // Adds the products of `taps` taps from `tap` on, and p_.channels channels from `channel` on.
+  __device__ void add_taps(int channel, int tap, int taps) {
+    __syncthreads();  // all have read what lies in shared memory
+    fetch_windows(channel, tap);
+    for (int i = 0; i < kStages - 1; ++i) {
+      if (i < taps) fetch_weights(channel, tap + i, i);
+      commit();  // the rows of x with the first one
+    }
+    for (int i = 0; i < taps; ++i) {
+      await_all_but<kStages - 2>();
+      __syncthreads();  // the tap's weights are there, and those of the tap before have been read
+      if (i + kStages - 1 < taps) fetch_weights(channel, tap + i + kStages - 1, (i + kStages - 1) % kStages);
+      commit();
+      multiply_tap(i, i % kStages);
+    }
+    await_all_but<0>();
+  }
+
+  __device__ void fetch_windows(int channel, int tap) {
+    const int vectors = p_.channels / kVector;
+    const std::int64_t first = frame_ * p_.stride - p_.padding + tap;
+    for (int i = static_cast<int>(threadIdx.x); i < rows_ * vectors; i += kThreads) {
+      const int line = i / vectors;
+      const int own = channel + i % vectors * kVector;
+      const std::int64_t row = first + static_cast<std::int64_t>(line / p_.jump) * p_.stride + line % p_.jump;
+      const bool inside = row >= 0 && row < x_rows_;
+      const X* const from = x_.row(x_begin_ + (inside ? row : 0)) + static_cast<std::int64_t>(group_) * p_.width;
+      T* const to = windows_ + line * pitch_ + i % vectors * kVector;
+      if constexpr (std::is_same_v<T, X>) {
+        if (p_.x_vectors) {
+          const bool there = inside && own < p_.width;
+          copy_async(to, there ? from + own : from, there);
+          continue;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kVector; ++j)
+        to[j] = from_float<T>(inside && own + j < p_.width ? to_float(from[own + j]) : 0.0f);
+    }
+  }
+
+  __device__ void fetch_weights(int channel, int tap, int stage) {
+    const int vectors = p_.channels / kVector;
+    const T* const all = static_cast<const T*>(p_.weight);
+    for (int i = static_cast<int>(threadIdx.x); i < kOutputs * vectors; i += kThreads) {
+      const int n = i / vectors;
+      const int own = channel + i % vectors * kVector;
+      const bool inside = first_ + n < p_.outputs;
+      const std::int64_t output = static_cast<std::int64_t>(group_) * p_.outputs + (inside ? first_ + n : 0);
+      const T* const from = all + (output * p_.kernel + tap) * p_.width;
+      T* const to = weights_ + (stage * kOutputs + n) * pitch_ + i % vectors * kVector;
+      if (p_.w_vectors) {
+        const bool there = inside && own < p_.width;
+        copy_async(to, there ? from + own : from, there);
+        continue;
+      }
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) to[j] = inside && own + j < p_.width ? from[own + j] : from_float<T>(0.0f);
+    }
+  }
+
+  __device__ void multiply_tap(int tap, int stage) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    const T* const a_row = windows_ + ((warp * 32 + lane % 16) * p_.jump + tap) * pitch_ + lane / 16 * kVector;
+    const T* const b_row = weights_ + (stage * kOutputs + lane % 8 + lane / 16 * 8) * pitch_ + lane / 8 % 2 * kVector;
+    for (int k = 0; k < p_.channels; k += 16) {
+      unsigned a[2][4];
+      load_matrices(a[0], a_row + k);
+      load_matrices(a[1], a_row + 16 * p_.jump * pitch_ + k);
+#pragma unroll
+      for (int n = 0; n < kOutputs / 16; ++n) {
+        unsigned b[4];
+        load_matrices(b, b_row + n * 16 * pitch_ + k);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          multiply(sum_[half][2 * n], a[half], b[0], b[1], T{});
+          multiply(sum_[half][2 * n + 1], a[half], b[2], b[3], T{});
+        }
+      }
+    }
+  }
+
+  __device__ float finished(float value, int n) const {
+    if (p_.bias != nullptr) value += p_.bias[static_cast<std::int64_t>(group_) * p_.outputs + n];
+    return p_.active ? activate_for<T>(p_.activation, value) : value;
+  }
+
+  __device__ void finish() {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int warp = static_cast<int>(threadIdx.x / 32);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int line = warp * 32 + i * 8 + lane / 4;
+      if (line >= frames_) return;
+      T* const to = y_.row(y_begin_ + frame_ + line) + static_cast<std::int64_t>(group_) * p_.outputs;
+#pragma unroll
+      for (int j = 0; j < kOutputs / 8; ++j) {
+        const int n = first_ + j * 8 + lane % 4 * 2;
+        if (n >= p_.outputs) break;
+        const float low = finished(sum_[i / 2][j][i % 2 * 2], n);
+        if (n + 1 == p_.outputs) {
+          to[n] = from_float<T>(low);
+          break;
+        }
+        const float high = finished(sum_[i / 2][j][i % 2 * 2 + 1], n + 1);
+        if (p_.y_pairs) {
+          *reinterpret_cast<unsigned*>(to + n) = pack(low, high, T{});
+        } else {
+          to[n] = from_float<T>(low);
+          to[n + 1] = from_float<T>(high);
+        }
+      }
+    }
+  }
+
+  const Rows<const X>& x_;
+  const Rows<T>& y_;
+  const Parameters& p_;
+  const int pitch_;
+  const int rows_;
+  std::int64_t frame_, x_begin_, x_rows_, y_begin_, frames_;
+  int first_, group_;
+  T* windows_;
+  T* weights_;
+  float sum_[2][kOutputs / 8][4] = {};
+};
+
+template <typename T, typename X, int kOutputs>
+__global__ void __launch_bounds__(kThreads)
+    tiles_kernel(Rows<const X> x, Rows<T> y, const __grid_constant__ Parameters p,
+                 const __grid_constant__ SequenceRows at) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  pdl_wait();
+  pdl_launch();
+  Tile<T, X, kOutputs>(x, y, p, at, reinterpret_cast<T*>(shared)).run();
+}
+
+// Outputs of a tile, such that few are left over.
+int outputs_of(int outputs) {
+  int best = 0;
+  int least = 0;
+  for (const int columns : {64, 48, 32, 16}) {
+    // A tile's rows of x cost about as much as 16 outputs.
+    const int cost = ceil_div(outputs, columns) * (columns + 16);
+    if (best == 0 || cost < least) {
+      best = columns;
+      least = cost;
+    }
+  }
+  return best;
+}
+
+std::size_t row_bytes(const Parameters& p) {
+  const int rows = (kFrames - 1) * p.jump + p.taps;
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(p.channels + kPad) * sizeof(std::uint16_t);
+}
+
+// How many taps' rows are brought at a time: all, or as many as there is room for.
+void divide(Parameters& p) {
+  p.channels = std::min(kMostChannels, round_up(p.width, 16));
+  for (p.taps = p.kernel;; p.taps = ceil_div(p.taps, 2)) {
+    p.jump = std::min(p.stride, p.taps);
+    if (p.taps == 1 || row_bytes(p) <= kMostRowBytes) return;
+  }
+}
+
+template <typename T, typename X, int kOutputs>
+void enqueue_tiles(const Frames& frames, const Parameters& p, int groups, CudaStream& stream) {
+  const auto kernel = tiles_kernel<T, X, kOutputs>;
+  const std::size_t bytes =
+      row_bytes(p) + static_cast<std::size_t>(kStages * kOutputs * (p.channels + kPad)) * sizeof(T);
+  static const bool configured = [&] {
+    constexpr int kMost =
+        kMostRowBytes + kStages * kOutputs * (kMostChannels + kPad) * static_cast<int>(sizeof(std::uint16_t));
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMost),
+               "asking for shared memory");
+    return true;
+  }();
+  static_cast<void>(configured);
+  for_sequences(frames.spans, kFrames, [&](const SequenceRows& sequences) {
+    launch(stream,
+           dim3(static_cast<unsigned>(sequences.tiles()), static_cast<unsigned>(ceil_div(p.outputs, kOutputs)),
+                static_cast<unsigned>(groups)),
+           dim3(kThreads), bytes, Overlap::yes, kernel, Rows<const X>(frames.x), Rows<T>(frames.y), p, sequences);
+  });
+}
+
+}  // namespace
+
+void convolve_tiles(const CudaConvolution& packed, const Frames& frames, CudaStream& stream) {
+  const ConvolutionShape& shape = packed.shape;
+  Parameters p{};
+  p.weight = packed.weight->data();
+  p.bias = packed.bias_values();
+  p.width = static_cast<int>(shape.inputs / shape.groups);
+  p.outputs = static_cast<int>(shape.outputs / shape.groups);
+  p.kernel = static_cast<int>(shape.kernel);
+  p.stride = static_cast<int>(shape.stride);
+  p.padding = static_cast<int>(frames.padding);
+  p.w_vectors = p.width % kVector == 0;
+  p.x_vectors = p.width % kVector == 0 && takes_vectors(frames.x);
+  p.y_pairs =
+      p.outputs % 2 == 0 && frames.y.stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(frames.y.data) % 4 == 0;
+  p.active = shape.activation.has_value();
+  p.activation = shape.activation.value_or(ActivationKind::relu);
+  divide(p);
+  const int groups = static_cast<int>(shape.groups);
+  const auto with = [&](auto type, auto from) {
+    using T = decltype(type);
+    using X = decltype(from);
+    switch (outputs_of(p.outputs)) {
+      case 64:
+        return enqueue_tiles<T, X, 64>(frames, p, groups, stream);
+      case 48:
+        return enqueue_tiles<T, X, 48>(frames, p, groups, stream);
+      case 32:
+        return enqueue_tiles<T, X, 32>(frames, p, groups, stream);
+      default:
+        return enqueue_tiles<T, X, 16>(frames, p, groups, stream);
+    }
+  };
+  const auto from = [&](auto type) {
+    if (frames.x.dtype == DType::f32) {
+      with(type, float{});
+    } else {
+      with(type, type);
+    }
+  };
+  if (shape.compute == DType::f16) {
+    from(__half{});
+  } else {
+    from(__nv_bfloat16{});
+  }
+}
+
+}  // namespace nibble::cuda
