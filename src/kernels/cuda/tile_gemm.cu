@@ -61,6 +61,9 @@ Output output_of(const TileGemm& g) {
 
 namespace {
 
+// A multiprocessor, of the largest tiles that are for few rows.
+constexpr double kFewBlocks = 0.5;
+
 bool aligned(const void* data, std::int64_t stride) {
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 8 == 0;
 }
@@ -83,7 +86,7 @@ std::int64_t blocks_of(const TileGemm& g, const TilePlan& plan) {
   return (wide ? ceil_div(rows, std::int64_t{2}) * 2 : rows) * ceil_div(g.n, std::int64_t{plan.columns});
 }
 
-std::optional<TilePlan> plan_of(const TileGemm& g, int multiprocessors) {
+TilePlan plan_of(const TileGemm& g, int multiprocessors) {
   // What was fastest within whole passes on an H100, with 84 to 16384 rows of 768 and 3072. Small tiles read more of
   // the second cache, so they are for products of few blocks.
   const auto up_to = [&](const TilePlan& plan, double blocks) {
@@ -92,16 +95,11 @@ std::optional<TilePlan> plan_of(const TileGemm& g, int multiprocessors) {
   const TilePlan smallest{64, 32};
   const TilePlan small{64, 64};
   const TilePlan large{128, 96};
-  const std::int64_t steps = ceil_div(g.k, std::int64_t{tile::kDepth});
-  constexpr std::int64_t kManySteps = 24;
-  // cuBLASLt takes long sums over k faster.
-  if (!g.activation && steps >= kManySteps) return std::nullopt;
   if (up_to(smallest, 0.75)) return smallest;
   if (up_to(small, 0.82)) return small;
-  if (up_to(large, 0.5)) return large;
+  if (up_to(large, kFewBlocks)) return large;
   if (up_to(small, g.activation ? 2.0 : 1.5)) return small;
-  if (!g.activation) return std::nullopt;
-  if (up_to(large, 1.0) || steps < tile::kWideLeastSteps) return large;
+  if (up_to(large, 1.0) || ceil_div(g.k, std::int64_t{tile::kDepth}) < tile::kWideLeastSteps) return large;
   // Of wide tiles those whose last round leaves fewer multiprocessors without work.
   const auto time_of = [&](const TilePlan& plan) {
     return ceil_div(blocks_of(g, plan), std::int64_t{multiprocessors}) * plan.columns;
@@ -109,6 +107,14 @@ std::optional<TilePlan> plan_of(const TileGemm& g, int multiprocessors) {
   const TilePlan wide{128, 192};
   const TilePlan widest{128, 256};
   return time_of(wide) < time_of(widest) ? wide : widest;
+}
+
+bool beats_library(const TileGemm& g, const TilePlan& plan, int multiprocessors) {
+  constexpr std::int64_t kLongSum = 1536;
+  if (g.activation) return true;
+  if (g.k >= kLongSum) return false;
+  return plan.rows == 64 || (plan.columns < tile::kLeastWideColumns &&
+                             static_cast<double>(blocks_of(g, plan)) <= kFewBlocks * multiprocessors);
 }
 
 void enqueue(const TileGemm& g, const TilePlan& plan, int multiprocessors, CudaStream& stream) {

@@ -34,8 +34,10 @@ struct TilePlan {
 
 /// Whether the kernels take it: compute capability 9.0, types, sizes, addresses.
 bool takes(const TileGemm& gemm, int capability);
-/// The plan for a product that they take, on a GPU of so many multiprocessors; none where cuBLASLt is faster.
-std::optional<TilePlan> plan_of(const TileGemm& gemm, int multiprocessors);
+/// The plan for a product that they take, on a GPU of so many multiprocessors.
+TilePlan plan_of(const TileGemm& gemm, int multiprocessors);
+/// Whether it is then faster than cuBLASLt, and a pass over the outputs where there is an activation.
+bool beats_library(const TileGemm& gemm, const TilePlan& plan, int multiprocessors);
 /// Thread blocks of a plan.
 std::int64_t blocks_of(const TileGemm& gemm, const TilePlan& plan);
 

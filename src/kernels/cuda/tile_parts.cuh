@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cuda/launch.cuh"
+#include "kernels/cuda/activation_16.cuh"
 #include "kernels/cuda/tma.cuh"
 
 #include <cstdint>
@@ -32,20 +33,8 @@ struct Identity {
   __device__ __forceinline__ float operator()(float x) const { return x; }
 };
 
-// gelu(x) = x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), where log2 Phi(-t) is smooth: a polynomial of degree 5, fitted so
-// that errors are below 3e-5 of gelu, or 3e-7, whichever is more. That is a sixteenth of f16's rounding.
 struct Gelu {
-  __device__ __forceinline__ float operator()(float x) const {
-    const float t = fabsf(x);
-    float p = fmaf(t, -0.00039648083857127817f, 0.0065495536029969575f);
-    p = fmaf(t, p, -0.05059168759600209f);
-    p = fmaf(t, p, -0.4610350672047899f);
-    p = fmaf(t, p, -1.150594760093373f);
-    p = fmaf(t, p, -1.0f);
-    float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(p));
-    return fmaf(-t, power, fmaxf(x, 0.0f));
-  }
+  __device__ __forceinline__ float operator()(float x) const { return short_gelu(x); }
 };
 
 struct OtherActivation {

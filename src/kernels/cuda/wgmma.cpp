@@ -77,9 +77,9 @@ class WgmmaKernel final : public LinearKernel {
     for (const GemmArgs& one : products_of(product_of(*own.dense, args))) {
       TileGemm gemm = tile_gemm_of(one);
       if (activates) gemm.activation = site.epilogue.activation;
-      const std::optional<TilePlan> plan = takes(gemm, kHopper) ? plan_of(gemm, own.multiprocessors) : std::nullopt;
-      if (plan) {
-        nibble::enqueue(gemm, *plan, own.multiprocessors, cuda_stream(stream));
+      const TilePlan plan = plan_of(gemm, own.multiprocessors);
+      if (takes(gemm, kHopper) && beats_library(gemm, plan, own.multiprocessors)) {
+        nibble::enqueue(gemm, plan, own.multiprocessors, cuda_stream(stream));
         continue;
       }
       GemmArgs library = one;
