@@ -177,14 +177,32 @@ def chosen(texts):
     return [i for i in range(len(texts)) if i < 150 or i % 23 == 0]
 
 
+def places(tokenizer, text):
+    """First and last byte of each token, spaces around it left out, one after the other; nothing where tokens are
+    unknown or bytes, whose places the library runs together."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    unknown = {tokenizer.token_to_id(token) for token in ("[UNK]", "<unk>")}
+    if any(i in unknown or token.startswith("<0x") for i, token in zip(encoding.ids, encoding.tokens)):
+        return None
+    out = []
+    for begin, end in encoding.offsets:
+        piece = text[begin:end]
+        begin += len(piece) - len(piece.lstrip())
+        end = max(begin, end - (len(piece) - len(piece.rstrip())))
+        out += [len(text[:begin].encode()), len(text[:end].encode())]
+    return out
+
+
 def expectations(tokenizer, texts, indexes):
-    """ids: of every text, with special tokens; decoded: these with and without special tokens; pairs: [first, second
-    (positions in indexes), max_length or null, add_special_tokens, ids, type ids]."""
-    out = {"texts": indexes, "ids": [], "decoded": [], "pairs": []}
+    """ids: of every text, with special tokens; decoded: these with and without special tokens; places: of the tokens
+    without special ones; pairs: [first, second (positions in indexes), max_length or null, add_special_tokens, ids,
+    type ids]."""
+    out = {"texts": indexes, "ids": [], "decoded": [], "places": [], "pairs": []}
     strings = [texts[i] for i in indexes]
     for text in strings:
         encoding = tokenizer.encode(text)
         out["ids"].append(encoding.ids)
+        out["places"].append(places(tokenizer, text))
         out["decoded"].append(tokenizer.decode(encoding.ids, skip_special_tokens=len(out["decoded"]) % 2 == 1))
     for i in range(0, len(strings), 4):
         k = i // 4

@@ -4,11 +4,13 @@
 #include "cli/encoder_options.h"
 #include "core/error.h"
 #include "engine/text_heads.h"
+#include "formats/token_places.h"
 
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -123,58 +125,85 @@ class Classifier {
       json["tokens"].push_back({{"token", token}, {"label", names.back()}, {"score", shortest(best.score)}});
       lines += fmt::format("  {:.4f}  {:8}  {}\n", best.score, names.back(), token);
     }
+    const std::span<const std::int32_t> own =
+        ids.subspan(encoded.texts[0].begin, encoded.texts[0].end - encoded.texts[0].begin);
+    const Places places = encoded.cut == 0 ? find_tokens(tokenizer, text, own) : std::nullopt;
     // Places of entities count the tokens of the text, as the list of tokens does.
     for (const TokenGroup& group : group_tokens(names, scores, 0)) {
-      const std::string words = text_of(
-          tokenizer, ids.subspan(encoded.texts[0].begin + group.tokens.begin, group.tokens.end - group.tokens.begin));
+      const Excerpt words = excerpt(text, own, places, group.tokens);
       json["entities"].push_back({{"label", group.label},
-                                  {"text", words},
+                                  {"text", words.text},
                                   {"score", shortest(group.score)},
                                   {"begin", group.tokens.begin},
-                                  {"end", group.tokens.end}});
-      lines += fmt::format("  {:.4f}  {:8}  = {}\n", group.score, group.label, words);
+                                  {"end", group.tokens.end},
+                                  {"characters", words.characters}});
+      lines += fmt::format("  {:.4f}  {:8}  = {}\n", group.score, group.label, words.text);
     }
     return as_json() ? json_line(json) : lines;
   }
 
-  struct Answer {
-    std::string words;
-    float score = 0;
+  using Places = std::optional<std::vector<TextRange>>;
+
+  // Words of a text as they are written there, and their first character and the one behind their last, counted as
+  // Python does; as the tokens spell them, and null, where the tokens' places are not known.
+  struct Excerpt {
+    std::string text;
+    ordered_json characters;
   };
+  Excerpt excerpt(const std::string& text, std::span<const std::int32_t> ids, const Places& places,
+                  TokenRange range) const {
+    if (!places) return {text_of(model_.tokenizer(), ids.subspan(range.begin, range.end - range.begin)), nullptr};
+    const std::size_t begin = (*places)[range.begin].begin;
+    const std::size_t end = std::max<std::size_t>((*places)[range.end - 1].end, begin);
+    const auto characters_before = [&](std::size_t at) {
+      return std::count_if(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at),
+                           [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+    };
+    return {text.substr(begin, end - begin), {characters_before(begin), characters_before(end)}};
+  }
 
   // Of all windows of a text the best answer.
   void answers(const std::vector<std::string>& texts) {
     std::vector<EncodedText> windows;
-    std::vector<std::size_t> owners;
+    std::vector<std::size_t> owners, firsts;
+    std::vector<std::vector<std::int32_t>> ids;  // of each text without the question
     windows.reserve(texts.size());
     owners.reserve(texts.size());
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-      const EncodedText whole = model_.tokenizer().encode_pair(*arguments_.question, texts[i]);
-      for (EncodedText& window : windows_of(whole, model_.max_length(), kAnswerOverlap)) {
-        windows.push_back(std::move(window));
-        owners.push_back(i);
+    firsts.reserve(texts.size());
+    ids.reserve(texts.size());
+    for (const std::string& text : texts) {
+      const EncodedText whole = model_.tokenizer().encode_pair(*arguments_.question, text);
+      for (TextWindow& window : windows_of(whole, model_.max_length(), kAnswerOverlap)) {
+        windows.push_back(std::move(window.pair));
+        owners.push_back(ids.size());
+        firsts.push_back(window.first);
       }
+      ids.emplace_back(whole.ids.begin() + static_cast<std::ptrdiff_t>(whole.texts[1].begin),
+                       whole.ids.begin() + static_cast<std::ptrdiff_t>(whole.texts[1].end));
     }
-    std::vector<std::optional<Answer>> best(texts.size());
+    std::vector<std::optional<AnswerSpan>> best(texts.size());
     model_.run(windows, {.hidden = false, .head = true}, [&](std::size_t window, const TextRows& rows) {
-      const EncodedText& encoded = windows[window];
-      const std::optional<AnswerSpan> span = best_span(rows.head, encoded.texts[1], arguments_.answer_tokens);
-      std::optional<Answer>& of_text = best[owners[window]];
+      const TokenRange range = windows[window].texts[1];
+      const std::optional<AnswerSpan> span = best_span(rows.head, range, arguments_.answer_tokens);
+      std::optional<AnswerSpan>& of_text = best[owners[window]];
       if (!span || (of_text && of_text->score >= span->score)) return;
-      of_text = {text_of(model_.tokenizer(),
-                         std::span(encoded.ids).subspan(span->tokens.begin, span->tokens.end - span->tokens.begin)),
-                 span->score};
+      const auto in_text = [&](std::size_t token) { return token - range.begin + firsts[window]; };
+      of_text = {{in_text(span->tokens.begin), in_text(span->tokens.end)}, span->score};
     });
-    for (std::size_t i = 0; i < texts.size(); ++i) print_out(answer(texts[i], best[i]));
+    for (std::size_t i = 0; i < texts.size(); ++i) print_out(answer(texts[i], ids[i], best[i]));
   }
 
-  std::string answer(const std::string& text, const std::optional<Answer>& best) const {
-    ordered_json json = {{"text", text}, {"question", *arguments_.question}, {"answer", nullptr}, {"score", 0}};
+  std::string answer(const std::string& text, std::span<const std::int32_t> ids,
+                     const std::optional<AnswerSpan>& best) const {
+    ordered_json json = {
+        {"text", text}, {"question", *arguments_.question}, {"answer", nullptr}, {"score", 0}, {"characters", nullptr}};
     std::string lines = text + "\n";
     if (best) {
-      json["answer"] = best->words;
+      const Excerpt words = excerpt(text, ids, find_tokens(model_.tokenizer(), text, ids), best->tokens);
+      json["answer"] = words.text;
       json["score"] = shortest(best->score);
-      lines += fmt::format("  {:.4f}  {}\n", best->score, best->words);
+      json["characters"] = words.characters;
+      lines += fmt::format("  {:.4f}  {}\n", best->score, words.text);
     }
     return as_json() ? json_line(json) : lines;
   }

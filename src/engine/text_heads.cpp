@@ -120,8 +120,8 @@ std::optional<AnswerSpan> best_span(std::span<const float> logits, TokenRange ra
   return best;
 }
 
-std::vector<EncodedText> windows_of(const EncodedText& pair, std::size_t max_length, std::size_t overlap) {
-  if (pair.ids.size() <= max_length) return {pair};
+std::vector<TextWindow> windows_of(const EncodedText& pair, std::size_t max_length, std::size_t overlap) {
+  if (pair.ids.size() <= max_length) return {{pair, 0}};
   const auto [begin, end] = pair.texts[1];
   const std::size_t around = pair.ids.size() - (end - begin);
   if (around >= max_length) {
@@ -139,7 +139,7 @@ std::vector<EncodedText> windows_of(const EncodedText& pair, std::size_t max_len
     out.insert(out.end(), from.begin() + static_cast<std::ptrdiff_t>(end), from.end());
     return out;
   };
-  std::vector<EncodedText> out;
+  std::vector<TextWindow> out;
   out.reserve((end - begin) / step + 1);
   for (std::size_t first = begin;; first += step) {
     const std::size_t last = std::min(first + room, end);
@@ -152,7 +152,7 @@ std::vector<EncodedText> windows_of(const EncodedText& pair, std::size_t max_len
       const std::size_t missing = (end - begin) - (last - first);
       window.texts[0] = {pair.texts[0].begin - missing, pair.texts[0].end - missing};
     }
-    out.push_back(std::move(window));
+    out.push_back({std::move(window), first - begin});
     if (last == end) return out;
   }
 }

@@ -63,11 +63,16 @@ struct AnswerSpan {
 /// answer begins and where it ends. None where the range is empty.
 std::optional<AnswerSpan> best_span(std::span<const float> logits, TokenRange range, std::size_t longest);
 
+struct TextWindow {
+  EncodedText pair;
+  std::size_t first = 0;  // the token of the second text that the window begins with
+};
+
 /// A pair whose second text is longer than there is room for, as several: each has everything around that text, and of
 /// it as many tokens as max_length leaves room for, `overlap` of them (at most half of the room) also in the next one,
 /// so that what lies across an end is whole in one of two. The pair itself where it fits. UsageError where max_length
 /// leaves no room beside the first text.
-std::vector<EncodedText> windows_of(const EncodedText& pair, std::size_t max_length, std::size_t overlap);
+std::vector<TextWindow> windows_of(const EncodedText& pair, std::size_t max_length, std::size_t overlap);
 
 /// Text of some tokens as it reads in a sentence, without spaces around it.
 std::string text_of(const Tokenizer& tokenizer, std::span<const std::int32_t> ids);

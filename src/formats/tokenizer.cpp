@@ -322,6 +322,12 @@ EncodedText Tokenizer::encode_pair(std::string_view first, std::string_view seco
   return impl_->assemble(texts, impl_->frame.pair, options);
 }
 
+std::string Tokenizer::normalize(std::string_view text) const {
+  std::string out = to_valid_utf8(text);
+  if (impl_->normalizer) impl_->normalizer->normalize(out);
+  return out;
+}
+
 std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special_tokens) const {
   std::vector<std::string> tokens;
   tokens.reserve(ids.size());

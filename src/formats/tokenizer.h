@@ -83,6 +83,9 @@ class Tokenizer {
   EncodedText encode_text(std::string_view text, const EncodeOptions& options = {}) const;
   EncodedText encode_pair(std::string_view first, std::string_view second, const EncodeOptions& options = {}) const;
 
+  /// The text as the normalizer leaves it, valid UTF-8.
+  std::string normalize(std::string_view text) const;
+
   /// model_max_length of tokenizer_config.json: the tokens, special ones among them, that the model takes at most. None
   /// where it is absent or so large (transformers writes 1e30) that it says nothing.
   std::optional<std::size_t> model_max_length() const;

@@ -423,6 +423,8 @@ TEST_F(EncoderCommands, ClassifyGivesLabelsOfTokensAndGroups) {
   for (const json& entity : rows[0]["entities"]) {
     EXPECT_EQ(entity["begin"], next);
     next = entity["end"];
+    const auto place = entity["characters"].get<std::vector<std::size_t>>();
+    EXPECT_EQ(std::string("w5 w60 w7 w33").substr(place.at(0), place.at(1) - place.at(0)), entity["text"]);
     for (std::size_t i = entity["begin"]; i < next; ++i) EXPECT_EQ(tokens[i]["label"], entity["label"]);
   }
   EXPECT_EQ(next, 4U) << "these labels have no O";
@@ -440,7 +442,10 @@ TEST_F(EncoderCommands, ClassifyFindsAnswersInTheText) {
   const std::string answer = rows[0]["answer"];
   EXPECT_NE(std::string("w50 w51 w52").find(answer), std::string::npos) << answer;
   EXPECT_GT(rows[0]["score"], 0);
+  const auto place = rows[0]["characters"].get<std::vector<std::size_t>>();
+  EXPECT_EQ(std::string("w50 w51 w52").substr(place.at(0), place.at(1) - place.at(0)), answer);
   EXPECT_EQ(rows[1]["answer"], nullptr);
+  EXPECT_EQ(rows[1]["characters"], nullptr);
   const ProgramEnd one = run(
       {"classify", "--model", name, "--question", "w5 w6", "--answer-tokens", "1", "--format", "jsonl", "w50 w51 w52"});
   EXPECT_EQ(json::parse(one.out)["answer"].get<std::string>().find(' '), std::string::npos);

@@ -84,25 +84,27 @@ TEST(Answers, LongTextsAreReadInWindows) {
   pair.type_ids = {0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   pair.texts = {TokenRange{1, 3}, TokenRange{4, 13}};
   EXPECT_EQ(windows_of(pair, 14, 2).size(), 1U);
-  const std::vector<EncodedText> windows = windows_of(pair, 9, 1);
+  const std::vector<TextWindow> windows = windows_of(pair, 9, 1);
   ASSERT_EQ(windows.size(), 3U);
-  EXPECT_EQ(windows[0].ids, (std::vector<std::int32_t>{1, 10, 11, 2, 20, 21, 22, 23, 2}));
-  EXPECT_EQ(windows[1].ids, (std::vector<std::int32_t>{1, 10, 11, 2, 23, 24, 25, 26, 2}));
-  EXPECT_EQ(windows[2].ids, (std::vector<std::int32_t>{1, 10, 11, 2, 26, 27, 28, 2}));
-  EXPECT_EQ(windows[2].type_ids, (std::vector<std::int32_t>{0, 0, 0, 0, 1, 1, 1, 1}));
-  EXPECT_EQ(windows[2].texts[0].end, 3U);
-  EXPECT_EQ(windows[2].texts[1].begin, 4U);
-  EXPECT_EQ(windows[2].texts[1].end, 7U);
+  EXPECT_EQ(windows[0].pair.ids, (std::vector<std::int32_t>{1, 10, 11, 2, 20, 21, 22, 23, 2}));
+  EXPECT_EQ(windows[1].pair.ids, (std::vector<std::int32_t>{1, 10, 11, 2, 23, 24, 25, 26, 2}));
+  EXPECT_EQ(windows[2].pair.ids, (std::vector<std::int32_t>{1, 10, 11, 2, 26, 27, 28, 2}));
+  EXPECT_EQ(windows[2].pair.type_ids, (std::vector<std::int32_t>{0, 0, 0, 0, 1, 1, 1, 1}));
+  EXPECT_EQ(windows[2].pair.texts[0].end, 3U);
+  EXPECT_EQ(windows[2].pair.texts[1].begin, 4U);
+  EXPECT_EQ(windows[2].pair.texts[1].end, 7U);
+  EXPECT_EQ(windows[0].first, 0U);
+  EXPECT_EQ(windows[2].first, 6U);
   // Room for one token, and an overlap that would go no further.
   EXPECT_EQ(windows_of(pair, 6, 99).size(), 9U);
   EXPECT_EQ(windows_of(pair, 7, 99).size(), 8U);
   test::expect_error("leaves no room", [&] { windows_of(pair, 5, 0); });
   // The text to look in may stand first.
   pair.texts = {TokenRange{11, 13}, TokenRange{1, 10}};
-  const std::vector<EncodedText> turned = windows_of(pair, 10, 0);
+  const std::vector<TextWindow> turned = windows_of(pair, 10, 0);
   ASSERT_EQ(turned.size(), 2U);
-  EXPECT_EQ(turned[1].texts[0].begin, 6U);
-  EXPECT_EQ(turned[1].ids[turned[1].texts[0].begin], 27);
+  EXPECT_EQ(turned[1].pair.texts[0].begin, 6U);
+  EXPECT_EQ(turned[1].pair.ids[turned[1].pair.texts[0].begin], 27);
 }
 
 TEST(LabelNames, ComeFromTheConfiguration) {

@@ -2,6 +2,7 @@
 // below chooses one of these for the text after it; otherwise the input, up to its first zero byte, is a
 // tokenizer.json, and after that byte stands a text for it.
 #include "core/error.h"
+#include "formats/token_places.h"
 #include "formats/tokenizer.h"
 #include "formats/unicode.h"
 
@@ -93,6 +94,11 @@ void use(const Tokenizer& tokenizer, std::string_view text) {
     if (id < 0 || static_cast<std::size_t>(id) >= tokenizer.vocab_size()) std::abort();
   }
   if (!nibble::is_valid_utf8(tokenizer.decode(ids, false))) std::abort();
+  if (const auto places = nibble::find_tokens(tokenizer, text, tokenizer.encode(text, false))) {
+    for (const nibble::TextRange place : *places) {
+      if (place.begin > place.end || place.end > text.size()) std::abort();
+    }
+  }
   nibble::StreamingDecoder stream(tokenizer, true);
   for (const std::int32_t id : ids) {
     if (!nibble::is_valid_utf8(stream.push(id))) std::abort();
