@@ -2,11 +2,9 @@
 // barriers), two warpgroups multiply 64 rows each (wgmma) and finish their part by themselves, so that one of them can
 // still multiply while the other computes activations and stores. Tiles of 256 columns are shared by two blocks of a
 // cluster; sums over k may be divided among the blocks of a cluster, which then add up through shared memory.
-//
-// gelu(x) = x * Phi(x) = max(x, 0) - |x| * Phi(-|x|), where log2 Phi(-t) is smooth: a polynomial of degree 7 fitted on
-// [0, 6] gives gelu within 6e-7, and within 5e-6 of itself where |gelu| > 1e-4, for one exp2.
 #include "core/checked.h"
 #include "core/cuda/launch.cuh"
+#include "kernels/cuda/activation_16.cuh"
 #include "kernels/cuda/tile_gemm.h"
 #include "kernels/cuda/tma.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -67,19 +65,7 @@ struct Identity {
 };
 
 struct Gelu {
-  __device__ __forceinline__ float operator()(float x) const {
-    const float t = fabsf(x);
-    float p = fmaf(t, -1.673760152698378e-06f, 5.87056165386457e-05f);
-    p = fmaf(t, p, -0.0009101678151637316f);
-    p = fmaf(t, p, 0.008436564356088638f);
-    p = fmaf(t, p, -0.05382963642477989f);
-    p = fmaf(t, p, -0.4585830867290497f);
-    p = fmaf(t, p, -1.1512054204940796f);
-    p = fmaf(t, p, -1.0f);
-    float power;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(p));
-    return fmaf(-t, power, fmaxf(x, 0.0f));
-  }
+  __device__ __forceinline__ float operator()(float x) const { return short_gelu(x); }
 };
 
 struct OtherActivation {
