@@ -233,7 +233,7 @@ struct BenchBatch {
   std::span<float> take(Device& device, std::int64_t count) {
     const auto values = static_cast<std::size_t>(count);
     bytes = values * sizeof(float);
-    memory = device.allocate_staging(values * sizeof(float));
+    memory = device.allocate_staging(bytes);
     return {reinterpret_cast<float*>(memory->data()), values};
   }
 

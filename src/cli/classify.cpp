@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "engine/text_heads.h"
 #include "formats/token_places.h"
+#include "formats/unicode.h"
 
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
@@ -155,11 +156,8 @@ class Classifier {
     if (!places) return {text_of(model_.tokenizer(), ids.subspan(range.begin, range.end - range.begin)), nullptr};
     const std::size_t begin = (*places)[range.begin].begin;
     const std::size_t end = std::max<std::size_t>((*places)[range.end - 1].end, begin);
-    const auto characters_before = [&](std::size_t at) {
-      return std::count_if(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at),
-                           [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-    };
-    return {text.substr(begin, end - begin), {characters_before(begin), characters_before(end)}};
+    const std::string_view all = text;
+    return {text.substr(begin, end - begin), {utf8_length(all.substr(0, begin)), utf8_length(all.substr(0, end))}};
   }
 
   // Of all windows of a text the best answer.

@@ -1,7 +1,6 @@
 #include "cli/classify_images.h"
 
 #include "cli/image_batch.h"
-#include "core/error.h"
 #include "engine/text_heads.h"
 #include "inputs/image_processor.h"
 
@@ -20,10 +19,7 @@ int classify_images(const EncoderModelOptions& model, const std::vector<std::str
   require_head(*checkpoint, {HeadKind::sequence_class}, "nibble classify --images");
   EncoderEngine engine(checkpoint, model.text_model_options().engine);
   const Program& program = engine.program();
-  if (!program.image) {
-    fail("{} is a {} model, which takes {}: leave out --images", checkpoint->folder().string(), program.architecture,
-         input_kind_of(program));
-  }
+  require_input(*checkpoint, program, "images");
   const ImageProcessor processor = ImageProcessor::read(checkpoint->folder());
   const Labels labels = read_labels(*checkpoint, program.head, engine.head_columns());
   const auto columns = static_cast<std::size_t>(engine.head_columns());

@@ -113,10 +113,7 @@ int encode_audio(const EncoderModelOptions& model, const AudioEmbeddingOptions& 
   const std::shared_ptr<const Checkpoint> checkpoint = model.open();
   EncoderEngine engine(checkpoint, model.text_model_options().engine);
   const Program& program = engine.program();
-  if (!program.audio) {
-    fail("{} is a {} model, which takes {}: leave out --audio", checkpoint->folder().string(), program.architecture,
-         input_kind_of(program));
-  }
+  require_input(*checkpoint, program, "audio");
   const AudioProcessor processor = AudioProcessor::read(checkpoint->folder());
   AudioEncoder encoder(engine, processor, pooling, options.normalize.value_or(false));
   EmbeddingWriter writer(format, output, static_cast<std::size_t>(program.hidden));

@@ -34,10 +34,7 @@ int encode_images(const EncoderModelOptions& model, const ImageEmbeddingOptions&
   engine_options.part = part_of(*checkpoint, "vision");
   EncoderEngine engine(checkpoint, engine_options);
   const Program& program = engine.program();
-  if (!program.image) {
-    fail("{} is a {} model, which takes {}: leave out --images", checkpoint->folder().string(), program.architecture,
-         input_kind_of(program));
-  }
+  require_input(*checkpoint, program, "images");
   const Pooling pooling = choose_pooling(options.pooling, program);
   const bool by_head = pooling == Pooling::pooler;
   const ImageProcessor processor = ImageProcessor::read(checkpoint->folder());

@@ -94,6 +94,13 @@ TextModelOptions EncoderModelOptions::text_model_options() const {
   return options;
 }
 
+void require_input(const Checkpoint& checkpoint, const Program& program, std::string_view input) {
+  const std::string_view takes = input_kind_of(program);
+  if (takes == input) return;
+  fail("{} is a {} model, which takes {}: leave out --{}", checkpoint.folder().string(), program.architecture, takes,
+       input);
+}
+
 HeadKind require_head(const Checkpoint& checkpoint, std::initializer_list<HeadKind> wanted, std::string_view command) {
   const Program program = program_from_checkpoint(checkpoint);
   if (!program.encoder) {

@@ -44,6 +44,10 @@ struct EncoderModelOptions {
 /// classify") runs, and which command runs this checkpoint.
 HeadKind require_head(const Checkpoint& checkpoint, std::initializer_list<HeadKind> wanted, std::string_view command);
 
+/// Error where the program takes something else than `input`, which is what the option of that name gave ("images",
+/// "audio").
+void require_input(const Checkpoint& checkpoint, const Program& program, std::string_view input);
+
 /// Texts from the command line, or the lines of a file or of standard input, a chunk at a time.
 class TextSource {
  public:

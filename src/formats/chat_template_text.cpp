@@ -146,9 +146,7 @@ std::int64_t count_text(std::string_view text, std::string_view part, Budget& bu
   return found;
 }
 
-std::int64_t length(std::string_view text) {
-  return std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-}
+std::int64_t length(std::string_view text) { return static_cast<std::int64_t>(utf8_length(text)); }
 
 std::int64_t find_text(std::string_view text, std::string_view part, Budget& budget) {
   budget.charge_search(text.size(), part.size());

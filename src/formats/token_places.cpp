@@ -21,8 +21,8 @@ std::string solid(std::string_view text) {
   out.reserve(text.size());
   for (std::size_t at = 0; at < text.size();) {
     const Utf8Char c = utf8_at(text, at);
-    if (c.code != ' ' && !(c.code >= '\t' && c.code <= '\r') && c.code != kSentencepieceSpace)
-      out += text.substr(at, c.length);
+    const bool space = c.code == ' ' || (c.code >= '\t' && c.code <= '\r') || c.code == kSentencepieceSpace;
+    if (!space) out += text.substr(at, c.length);
     at += c.length;
   }
   return out;

@@ -15,8 +15,8 @@ namespace nibble {
 /// The bytes of `text` that each token was made of, in order and without spaces around them; those of tokens that share
 /// a character overlap. `ids`: of the whole text, without special tokens around it. Found by spelling, as normalisers
 /// keep no places: none where the normalised text is not its characters' one after the other, or a token's spelling is
-/// not found in it (an added token spelled otherwise, say). Tokens without a spelling (unknown ones, parts of
-/// characters) have what is between their neighbours.
+/// not found in it (an added token spelled otherwise, say). Tokens without a spelling (unknown and special
+/// ones) have what is between their neighbours.
 std::optional<std::vector<TextRange>> find_tokens(const Tokenizer& tokenizer, std::string_view text,
                                                   std::span<const std::int32_t> ids);
 

@@ -4,8 +4,7 @@
 #include "core/error.h"
 #include "formats/tokenizer_parts.h"
 #include "formats/tokenizer_vocab.h"
-
-#include <algorithm>
+#include "formats/unicode.h"
 
 namespace nibble {
 namespace {
@@ -43,9 +42,7 @@ class WordPieceModel final : public TokenModel {
 
  private:
   bool is_too_long(std::string_view piece) const {
-    if (piece.size() <= max_characters_) return false;
-    const auto starts_character = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };
-    return static_cast<std::uint64_t>(std::count_if(piece.begin(), piece.end(), starts_character)) > max_characters_;
+    return piece.size() > max_characters_ && utf8_length(piece) > max_characters_;
   }
 
   /// Appends the tokens of a word; false where a part of it is in no token.

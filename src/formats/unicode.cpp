@@ -114,6 +114,11 @@ void append_utf8(std::string& out, char32_t code) {
   }
 }
 
+std::size_t utf8_length(std::string_view text) {
+  return static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+}
+
 bool is_valid_utf8(std::string_view text) {
   if (is_ascii(text)) return true;
   for (std::size_t i = 0; i < text.size();) {

@@ -28,6 +28,9 @@ void append_utf8(std::string& out, char32_t code);
 
 bool is_valid_utf8(std::string_view text);
 
+/// Characters of valid UTF-8.
+std::size_t utf8_length(std::string_view text);
+
 /// The text with every maximal ill-formed part replaced by U+FFFD.
 std::string to_valid_utf8(std::string_view text);
 

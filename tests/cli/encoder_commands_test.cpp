@@ -424,7 +424,8 @@ TEST_F(EncoderCommands, ClassifyGivesLabelsOfTokensAndGroups) {
     EXPECT_EQ(entity["begin"], next);
     next = entity["end"];
     const auto place = entity["characters"].get<std::vector<std::size_t>>();
-    EXPECT_EQ(std::string("w5 w60 w7 w33").substr(place.at(0), place.at(1) - place.at(0)), entity["text"]);
+    EXPECT_EQ(std::string("w5 w60 w7 w33").substr(place.at(0), place.at(1) - place.at(0)),
+              entity["text"].get<std::string>());
     for (std::size_t i = entity["begin"]; i < next; ++i) EXPECT_EQ(tokens[i]["label"], entity["label"]);
   }
   EXPECT_EQ(next, 4U) << "these labels have no O";

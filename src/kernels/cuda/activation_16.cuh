@@ -5,8 +5,8 @@
 
 namespace nibble {
 
-/// gelu(x) = max(x, 0) - |x| * Phi(-|x|), log2 of Phi(-t) by a polynomial of degree 7: within 6e-7, and within 5e-6 of
-/// itself where |gelu| > 1e-4, in a fifth of the instructions that erfc takes.
+/// gelu(x) = max(x, 0) - |x| * Phi(-|x|), where log2 Phi(-t) is smooth: a polynomial of degree 7 fitted on [0, 6] gives
+/// gelu within 6e-7, and within 5e-6 of itself where |gelu| > 1e-4, for one exp2, a fifth of erfc's instructions.
 __device__ __forceinline__ float short_gelu(float x) {
   const float t = fabsf(x);
   float p = fmaf(t, -1.673760152698378e-06f, 5.87056165386457e-05f);
