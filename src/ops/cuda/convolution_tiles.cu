@@ -48,15 +48,9 @@ __device__ __forceinline__ void await_all_but() {
 template <typename T, typename X, int kOutputs>
 class Tile {
  public:
-  __device__ Tile(const Rows<const X>& x, const Rows<T>& y, const Parameters& p, const SequenceRows& at, T* shared)
-      : x_(x), y_(y), p_(p), pitch_(p.channels + kPad), rows_((kFrames - 1) * p.jump + p.taps) {
-    const int tile = static_cast<int>(blockIdx.x);
-    const int s = at.of_tile(tile);
-    frame_ = static_cast<std::int64_t>(tile - at.tile_begin.data()[s]) * kFrames;
-    x_begin_ = at.x_begin.data()[s];
-    x_rows_ = at.x_rows.data()[s];
-    y_begin_ = at.y_begin.data()[s];
-    frames_ = at.y_rows.data()[s] - frame_;
+  __device__ Tile(const Rows<const X>& x, const Rows<T>& y, const Parameters& p, const SequenceRows::Tile& at,
+                  T* shared)
+      : x_(x), y_(y), p_(p), at_(at), pitch_(p.channels + kPad), rows_((kFrames - 1) * p.jump + p.taps) {
     first_ = static_cast<int>(blockIdx.y) * kOutputs;
     group_ = static_cast<int>(blockIdx.z);
     windows_ = shared;
@@ -91,13 +85,13 @@ class Tile {
 
   __device__ void fetch_windows(int channel, int tap) {
     const int vectors = p_.channels / kVector;
-    const std::int64_t first = frame_ * p_.stride - p_.padding + tap;
+    const std::int64_t first = at_.frame * p_.stride - p_.padding + tap;
     for (int i = static_cast<int>(threadIdx.x); i < rows_ * vectors; i += kThreads) {
       const int line = i / vectors;
       const int own = channel + i % vectors * kVector;
       const std::int64_t row = first + static_cast<std::int64_t>(line / p_.jump) * p_.stride + line % p_.jump;
-      const bool inside = row >= 0 && row < x_rows_;
-      const X* const from = x_.row(x_begin_ + (inside ? row : 0)) + static_cast<std::int64_t>(group_) * p_.width;
+      const bool inside = row >= 0 && row < at_.x_rows;
+      const X* const from = x_.row(at_.x_begin + (inside ? row : 0)) + static_cast<std::int64_t>(group_) * p_.width;
       T* const to = windows_ + line * pitch_ + i % vectors * kVector;
       if constexpr (std::is_same_v<T, X>) {
         if (p_.x_vectors) {
@@ -165,8 +159,8 @@ class Tile {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int line = warp * 32 + i * 8 + lane / 4;
-      if (line >= frames_) return;
-      T* const to = y_.row(y_begin_ + frame_ + line) + static_cast<std::int64_t>(group_) * p_.outputs;
+      if (line >= at_.frames) return;
+      T* const to = y_.row(at_.y_begin + at_.frame + line) + static_cast<std::int64_t>(group_) * p_.outputs;
 #pragma unroll
       for (int j = 0; j < kOutputs / 8; ++j) {
         const int n = first_ + j * 8 + lane % 4 * 2;
@@ -190,9 +184,9 @@ class Tile {
   const Rows<const X>& x_;
   const Rows<T>& y_;
   const Parameters& p_;
+  const SequenceRows::Tile at_;
   const int pitch_;
   const int rows_;
-  std::int64_t frame_, x_begin_, x_rows_, y_begin_, frames_;
   int first_, group_;
   T* windows_;
   T* weights_;
@@ -206,7 +200,8 @@ __global__ void __launch_bounds__(kThreads)
   extern __shared__ __align__(16) unsigned char shared[];
   pdl_wait();
   pdl_launch();
-  Tile<T, X, kOutputs>(x, y, p, at, reinterpret_cast<T*>(shared)).run();
+  const SequenceRows::Tile tile = at.tile<kFrames>(static_cast<int>(blockIdx.x));
+  if (tile.frames > 0) Tile<T, X, kOutputs>(x, y, p, tile, reinterpret_cast<T*>(shared)).run();
 }
 
 // Outputs of a tile, such that few are left over.
@@ -251,10 +246,8 @@ void enqueue_tiles(const Frames& frames, const Parameters& p, int groups, CudaSt
     return true;
   }();
   static_cast<void>(configured);
-  for_sequences(frames.spans, kFrames, [&](const SequenceRows& sequences) {
-    launch(stream,
-           dim3(static_cast<unsigned>(sequences.tiles()), static_cast<unsigned>(ceil_div(p.outputs, kOutputs)),
-                static_cast<unsigned>(groups)),
+  for_sequences(frames, kFrames, [&](const SequenceRows& sequences, unsigned tiles) {
+    launch(stream, dim3(tiles, static_cast<unsigned>(ceil_div(p.outputs, kOutputs)), static_cast<unsigned>(groups)),
            dim3(kThreads), bytes, Overlap::yes, kernel, Rows<const X>(frames.x), Rows<T>(frames.y), p, sequences);
   });
 }

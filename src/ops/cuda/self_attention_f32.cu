@@ -109,14 +109,14 @@ __global__ void __launch_bounds__(kThreads) self_f32_kernel(const __grid_constan
   }
 }
 
-// Heads of up to 64: a block takes 128 rows of one sequence and one head, and walks through the keys 64 at a time. A
-// thread has 8 rows by 4 keys of the scores, then the same rows by some dimensions of the sums, as products of matrices
-// have them; weights go from one to the other through shared memory.
-template <int kDim>
+// Heads of up to 64: a block takes some rows of one sequence and one head, and walks through the keys 64 at a time. A
+// thread has 8 or 4 rows by 4 keys of the scores, then the same rows by some dimensions of the sums, as products of
+// matrices have them; weights go from one to the other through shared memory.
+template <int kDim, int kRowsOfBlock>
 struct Blocked {
-  static constexpr int kThreads = 256;  // 16 by 16
-  static constexpr int kRows = 128;
-  static constexpr int kOwnRows = kRows / 16;
+  static constexpr int kRows = kRowsOfBlock;
+  static constexpr int kOwnRows = kRows == 128 ? 8 : 4;
+  static constexpr int kThreads = 16 * (kRows / kOwnRows);
   static constexpr int kKeys = 64;
   static constexpr int kOwnKeys = kKeys / 16;
   static constexpr int kOwnDims = kDim / 16;
@@ -129,10 +129,10 @@ struct Blocked {
   float weights[kKeys][kRowStride];
 };
 
-template <int kDim>
-__global__ void __launch_bounds__(Blocked<kDim>::kThreads, 2)
+template <int kDim, int kRowsOfBlock>
+__global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, 2)
     self_f32_blocked_kernel(const __grid_constant__ Parameters p) {
-  using B = Blocked<kDim>;
+  using B = Blocked<kDim, kRowsOfBlock>;
   extern __shared__ float4 memory[];
   B& m = *reinterpret_cast<B*>(memory);
   pdl_wait();
@@ -273,26 +273,38 @@ __global__ void __launch_bounds__(Blocked<kDim>::kThreads, 2)
   }
 }
 
-template <int kDim>
+template <int kDim, int kRowsOfBlock>
 void launch_blocked(const Parameters& p, std::int64_t rows, CudaStream& stream) {
-  const auto kernel = self_f32_blocked_kernel<kDim>;
-  constexpr std::size_t kBytes = sizeof(Blocked<kDim>);
+  using B = Blocked<kDim, kRowsOfBlock>;
+  const auto kernel = self_f32_blocked_kernel<kDim, kRowsOfBlock>;
+  constexpr std::size_t kBytes = sizeof(B);
   static const bool configured = [&] {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)),
                "asking for shared memory for attention");
     return true;
   }();
   static_cast<void>(configured);
-  const std::int64_t tiles = rows / Blocked<kDim>::kRows + p.sequences;
-  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(Blocked<kDim>::kThreads), kBytes, Overlap::yes,
-         kernel, p);
+  const std::int64_t tiles = rows / B::kRows + p.sequences;
+  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(B::kThreads), kBytes, Overlap::yes, kernel, p);
+}
+
+// Large blocks read keys and values from memory less often; small ones are enough for all multiprocessors where there
+// are few rows.
+template <int kDim>
+void launch_blocked(const Parameters& p, std::int64_t rows, int multiprocessors, CudaStream& stream) {
+  const auto fills = [&](std::int64_t rows_of_block) {
+    return rows * p.heads >= 2 * rows_of_block * multiprocessors;  // two of a multiprocessor
+  };
+  if (fills(128)) return launch_blocked<kDim, 128>(p, rows, stream);
+  if (fills(64)) return launch_blocked<kDim, 64>(p, rows, stream);
+  launch_blocked<kDim, 32>(p, rows, stream);
 }
 
 bool takes_fours(const MatrixRef& x) { return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0; }
 
 }  // namespace
 
-void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream) {
+void self_attend_f32(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream) {
   const int dim = static_cast<int>(args.q.columns / args.heads);
   const Parameters p{Rows<const float>(args.q),
                      Rows<const float>(args.k),
@@ -308,8 +320,8 @@ void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream) {
                      args.scale,
                      args.causal};
   if (dim <= 64 && dim % 4 == 0 && takes_fours(args.q) && takes_fours(args.k) && takes_fours(args.v)) {
-    if (dim <= 32) return launch_blocked<32>(p, args.map.rows, stream);
-    return launch_blocked<64>(p, args.map.rows, stream);
+    if (dim <= 32) return launch_blocked<32>(p, args.map.rows, device.multiprocessors(), stream);
+    return launch_blocked<64>(p, args.map.rows, device.multiprocessors(), stream);
   }
   const int bytes = (kRows + 2 * kKeys) * (dim | 1) * static_cast<int>(sizeof(float));
   check_cuda(cudaFuncSetAttribute(self_f32_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
