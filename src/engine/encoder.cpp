@@ -78,8 +78,8 @@ struct EncoderEngine::Impl {
   std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded;
   std::unique_ptr<AudioInput> audio;
   std::map<GraphKey, std::unique_ptr<Graph>> graphs;
-  std::size_t table_used = 0;                  // bytes at the head of `staging` that the pass at hand needs in `tables`
-  MatrixRef resident_hidden;                   // what on_device() gives
+  std::size_t maps_used = 0;  // bytes of the pass at hand in `staging`, which the rows asked of its head follow
+  MatrixRef resident_hidden;  // what on_device() gives
   std::vector<std::int32_t> lengths_of_batch;  // of the images or recordings at hand, in rows
 
   bool eager() const { return options.path == EncoderPath::eager; }
@@ -117,8 +117,9 @@ struct EncoderEngine::Impl {
   std::span<const TokenPlace> head_rows_of(const Group& group, const EncoderWants& wants) const;
   Pass begin_pass(const Input& batch, const Group& group, const EncoderWants& wants);
   // What comes before the first node.
-  void begin_work() {
-    if (table_used > 0) stream->copy_to_device(tables->data(), staging->data(), table_used);
+  void begin_work(const Pass& pass) {
+    const std::size_t asked = static_cast<std::size_t>(pass.logits) * sizeof(std::int32_t);
+    stream->copy_to_device(tables->data(), staging->data(), maps_used + asked);
     if (audio) audio->enqueue();
   }
   MatrixRef padded_rows(const Group& group, std::int64_t length) const;
@@ -128,9 +129,12 @@ struct EncoderEngine::Impl {
   void run(const Pass& pass, const std::function<void(std::size_t node)>& after) {
     for (std::size_t i = 0; i < nodes.size(); ++i) {
       if (runner.skips(i, pass)) continue;
-      if (!runner.enqueue(i, pass)) fail("{} cannot be run by an encoder", nodes[i].name());
+      enqueue(i, pass);
       if (after) after(i);
     }
+  }
+  void enqueue(std::size_t node, const Pass& pass) const {
+    if (!runner.enqueue(node, pass)) fail("{} cannot be run by an encoder", nodes[node].name());
   }
   void take_rows(BufferId buffer, const Pass& pass, const EncoderBatch& batch, const Group& group, bool all_rows,
                  std::vector<float>& to) const;
@@ -408,6 +412,7 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
                    [](std::int64_t row) { return static_cast<std::int32_t>(row); });
     pass.last_begin = on_device(last_begin);
   }
+  maps_used = static_cast<std::size_t>(reinterpret_cast<std::byte*>(host) - staging->data());
   std::int32_t* const asked = host;
   for (const TokenPlace& place : head_rows_of(group, wants))
     *take(1) = begin[place.sequence - group.first] + place.position;
@@ -421,7 +426,6 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
       for (std::int32_t i = 0; i < batch.lengths[static_cast<std::size_t>(s)]; ++i) *take(1) = first + i;
     }
   }
-  table_used = static_cast<std::size_t>(reinterpret_cast<std::byte*>(host) - staging->data());
   pass.map.tokens = on_device(tokens);
   pass.map.positions = on_device(positions);
   pass.map.row_begin = on_device(begin);
@@ -451,7 +455,7 @@ MatrixRef EncoderEngine::Impl::padded_rows(const Group& group, std::int64_t leng
 
 // Everything of a pass that runs on the device.
 void EncoderEngine::Impl::work(const Pass& pass, const Group& group, std::int64_t length, bool on_device) {
-  begin_work();
+  begin_work(pass);
   run(pass, {});
   if (on_device) {
     backend->pad_rows(runner.matrix(program.hidden_state, pass), pass.map.row_begin, pass.map.sequences, length,
@@ -459,23 +463,31 @@ void EncoderEngine::Impl::work(const Pass& pass, const Group& group, std::int64_
   }
 }
 
-// The same from a capture: of rows in steps, so that few are needed.
+// The same from a capture: of rows in steps, so that few are needed. What the head does depends on how many rows are
+// asked of it: it is enqueued by itself.
 void EncoderEngine::Impl::replay(const Input& batch, const Pass& pass, const Group& group, bool on_device) {
   const std::int64_t length = batch.length;
   GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr};
   if (batch.audio != nullptr) key.steps = pass.steps.rows, key.each_steps = audio->settled_steps(*batch.audio);
-  const auto found = graphs.find(key);
-  if (found != graphs.end()) {
+  Pass body = pass;
+  body.logits = 0;
+  if (const auto found = graphs.find(key); found != graphs.end()) {
     stream->launch(*found->second);
-    return;
+  } else {
+    // What is made when it is first used (plans of products, code) is made now: not within a capture.
+    work(body, group, length, on_device);
+    stream->synchronize();
+    if (graphs.size() >= kMostGraphs) graphs.clear();
+    stream->begin_capture();
+    work(body, group, length, on_device);
+    graphs.emplace(key, stream->end_capture());
   }
-  // What is made when it is first used (plans of products, code) is made now: not within a capture.
-  work(pass, group, length, on_device);
-  stream->synchronize();
-  if (graphs.size() >= kMostGraphs) graphs.clear();
-  stream->begin_capture();
-  work(pass, group, length, on_device);
-  graphs.emplace(key, stream->end_capture());
+  if (pass.logits == 0) return;
+  stream->copy_to_device(tables->data() + maps_used, staging->data() + maps_used,
+                         static_cast<std::size_t>(pass.logits) * sizeof(std::int32_t));
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    if (runner.skips(i, body)) enqueue(i, pass);
+  }
 }
 
 // Rows of a buffer to the host as f32. What was enqueued before has run.
@@ -588,7 +600,7 @@ void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants,
       resident_hidden = runner.matrix(program.hidden_state, pass);
       resident_hidden.rows = static_cast<std::int64_t>(cells);
     }
-    if (captures() && !wants.head) {
+    if (captures()) {
       replay(batch, pass, group, pads);
     } else {
       work(pass, group, batch.length, pads);
@@ -618,7 +630,7 @@ std::vector<NodeTime> EncoderEngine::Impl::profile(const Input& batch) {
   for (const LoweredNode& node : nodes) out.push_back({node.name(), node.node.layer, 0});
   for (const Group& group : groups(batch)) {
     const Pass pass = begin_pass(batch, group, {});
-    begin_work();
+    begin_work(pass);
     Clock::time_point start = Clock::now();
     run(pass, [&](std::size_t node) {
       stream->synchronize();

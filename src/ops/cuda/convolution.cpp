@@ -175,10 +175,12 @@ void multiply_f32(const CudaConvolution& packed, const Frames& frames, const Pro
 }
 
 void convolve_by_tiles(const CudaConvolution& packed, const Frames& frames, CudaStream& stream) {
-  if (packed.shape.compute == DType::f32) {
-    convolve_f32(packed, frames, stream);
-  } else {
+  if (packed.shape.compute != DType::f32) {
     convolve_tiles(packed, frames, stream);
+  } else if (takes_taps_f32(packed.shape, frames)) {
+    convolve_taps_f32(packed, frames, stream);
+  } else {
+    convolve_f32(packed, frames, stream);
   }
 }
 
@@ -289,7 +291,13 @@ void convolve(const PackedConvolution& packed, const ConvolveArgs& args, CudaStr
   }
   if (contiguous(shape, args.x) && multiply(conv, frames, args.workspace, stream)) {
     if (shape.padding == 0) return;
-    for (const Frames& edge : edges_of(shape, frames)) convolve_by_tiles(conv, edge, stream);
+    for (const Frames& edge : edges_of(shape, frames)) {
+      if (takes_edges(edge)) {
+        convolve_edges(conv, edge, stream);
+      } else {
+        convolve_by_tiles(conv, edge, stream);
+      }
+    }
     return;
   }
   convolve_by_tiles(conv, frames, stream);

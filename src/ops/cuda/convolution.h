@@ -87,6 +87,12 @@ SequenceRows rows_of(std::span<const FrameSpan> spans, int tile_rows);
 void convolve_tiles(const CudaConvolution& packed, const Frames& frames, CudaStream& stream);
 /// Any convolution in f32.
 void convolve_f32(const CudaConvolution& packed, const Frames& frames, CudaStream& stream);
+/// The same for many taps, one frame apart, and few channels a group.
+bool takes_taps_f32(const ConvolutionShape& shape, const Frames& frames);
+void convolve_taps_f32(const CudaConvolution& packed, const Frames& frames, CudaStream& stream);
+/// Few frames of each sequence, of one group; x, whose rows follow each other, is of the type computed in.
+bool takes_edges(const Frames& frames);
+void convolve_edges(const CudaConvolution& packed, const Frames& frames, CudaStream& stream);
 /// Convolutions of few inputs for each output, as those of samples are: they take as long as y takes to write.
 bool is_narrow(const ConvolutionShape& shape);
 void convolve_narrow(const CudaConvolution& packed, const Frames& frames, CudaStream& stream);

@@ -11,8 +11,8 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kFrames = 128;  // of a tile
 constexpr int kThreads = 128;
+constexpr int kMostFrames = 128;         // of a tile
 constexpr int kStages = 4;               // taps of weights
 constexpr int kMostChannels = 64;        // at a time
 constexpr int kPad = 8;                  // elements behind each row, so that eight rows lie in different banks
@@ -44,9 +44,11 @@ __device__ __forceinline__ void await_all_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// One tile's place and its parts of shared memory.
-template <typename T, typename X, int kOutputs>
+// One tile's place and its parts of shared memory. A warp has a quarter of the tile's frames, 16 or 32.
+template <typename T, typename X, int kOutputs, int kFrames>
 class Tile {
+  static constexpr int kHalves = kFrames / 64;
+
  public:
   __device__ Tile(const Rows<const X>& x, const Rows<T>& y, const Parameters& p, const SequenceRows::Tile& at,
                   T* shared)
@@ -129,18 +131,19 @@ class Tile {
   __device__ void multiply_tap(int tap, int stage) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int warp = static_cast<int>(threadIdx.x / 32);
-    const T* const a_row = windows_ + ((warp * 32 + lane % 16) * p_.jump + tap) * pitch_ + lane / 16 * kVector;
+    const T* const a_row =
+        windows_ + ((warp * 16 * kHalves + lane % 16) * p_.jump + tap) * pitch_ + lane / 16 * kVector;
     const T* const b_row = weights_ + (stage * kOutputs + lane % 8 + lane / 16 * 8) * pitch_ + lane / 8 % 2 * kVector;
     for (int k = 0; k < p_.channels; k += 16) {
-      unsigned a[2][4];
-      load_matrices(a[0], a_row + k);
-      load_matrices(a[1], a_row + 16 * p_.jump * pitch_ + k);
+      unsigned a[kHalves][4];
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) load_matrices(a[half], a_row + half * 16 * p_.jump * pitch_ + k);
 #pragma unroll
       for (int n = 0; n < kOutputs / 16; ++n) {
         unsigned b[4];
         load_matrices(b, b_row + n * 16 * pitch_ + k);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < kHalves; ++half) {
           multiply(sum_[half][2 * n], a[half], b[0], b[1], T{});
           multiply(sum_[half][2 * n + 1], a[half], b[2], b[3], T{});
         }
@@ -157,8 +160,8 @@ class Tile {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int warp = static_cast<int>(threadIdx.x / 32);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int line = warp * 32 + i * 8 + lane / 4;
+    for (int i = 0; i < 2 * kHalves; ++i) {
+      const int line = warp * 16 * kHalves + i * 8 + lane / 4;
       if (line >= at_.frames) return;
       T* const to = y_.row(at_.y_begin + at_.frame + line) + static_cast<std::int64_t>(group_) * p_.outputs;
 #pragma unroll
@@ -190,10 +193,10 @@ class Tile {
   int first_, group_;
   T* windows_;
   T* weights_;
-  float sum_[2][kOutputs / 8][4] = {};
+  float sum_[kHalves][kOutputs / 8][4] = {};
 };
 
-template <typename T, typename X, int kOutputs>
+template <typename T, typename X, int kOutputs, int kFrames>
 __global__ void __launch_bounds__(kThreads)
     tiles_kernel(Rows<const X> x, Rows<T> y, const __grid_constant__ Parameters p,
                  const __grid_constant__ SequenceRows at) {
@@ -201,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
   pdl_wait();
   pdl_launch();
   const SequenceRows::Tile tile = at.tile<kFrames>(static_cast<int>(blockIdx.x));
-  if (tile.frames > 0) Tile<T, X, kOutputs>(x, y, p, tile, reinterpret_cast<T*>(shared)).run();
+  if (tile.frames > 0) Tile<T, X, kOutputs, kFrames>(x, y, p, tile, reinterpret_cast<T*>(shared)).run();
 }
 
 // Outputs of a tile, such that few are left over.
@@ -219,8 +222,8 @@ int outputs_of(int outputs) {
   return best;
 }
 
-std::size_t row_bytes(const Parameters& p) {
-  const int rows = (kFrames - 1) * p.jump + p.taps;
+std::size_t row_bytes(const Parameters& p, int frames) {
+  const int rows = (frames - 1) * p.jump + p.taps;
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(p.channels + kPad) * sizeof(std::uint16_t);
 }
 
@@ -229,15 +232,15 @@ void divide(Parameters& p) {
   p.channels = std::min(kMostChannels, round_up(p.width, 16));
   for (p.taps = p.kernel;; p.taps = ceil_div(p.taps, 2)) {
     p.jump = std::min(p.stride, p.taps);
-    if (p.taps == 1 || row_bytes(p) <= kMostRowBytes) return;
+    if (p.taps == 1 || row_bytes(p, kMostFrames) <= kMostRowBytes) return;
   }
 }
 
-template <typename T, typename X, int kOutputs>
+template <typename T, typename X, int kOutputs, int kFrames>
 void enqueue_tiles(const Frames& frames, const Parameters& p, int groups, CudaStream& stream) {
-  const auto kernel = tiles_kernel<T, X, kOutputs>;
+  const auto kernel = tiles_kernel<T, X, kOutputs, kFrames>;
   const std::size_t bytes =
-      row_bytes(p) + static_cast<std::size_t>(kStages * kOutputs * (p.channels + kPad)) * sizeof(T);
+      row_bytes(p, kFrames) + static_cast<std::size_t>(kStages * kOutputs * (p.channels + kPad)) * sizeof(T);
   static const bool configured = [&] {
     constexpr int kMost =
         kMostRowBytes + kStages * kOutputs * (kMostChannels + kPad) * static_cast<int>(sizeof(std::uint16_t));
@@ -272,18 +275,29 @@ void convolve_tiles(const CudaConvolution& packed, const Frames& frames, CudaStr
   p.activation = shape.activation.value_or(ActivationKind::relu);
   divide(p);
   const int groups = static_cast<int>(shape.groups);
-  const auto with = [&](auto type, auto from) {
+  const auto of_outputs = [&](auto type, auto from, auto outputs) {
     using T = decltype(type);
     using X = decltype(from);
+    constexpr int kOutputs = decltype(outputs)::value;
+    // Half as many frames to a tile where there are fewer tiles than multiprocessors.
+    const std::int64_t tiles =
+        ceil_div(frames.y.rows, std::int64_t{kMostFrames}) * groups * ceil_div(p.outputs, kOutputs);
+    if (tiles < packed.multiprocessors) {
+      enqueue_tiles<T, X, kOutputs, kMostFrames / 2>(frames, p, groups, stream);
+    } else {
+      enqueue_tiles<T, X, kOutputs, kMostFrames>(frames, p, groups, stream);
+    }
+  };
+  const auto with = [&](auto type, auto from) {
     switch (outputs_of(p.outputs)) {
       case 64:
-        return enqueue_tiles<T, X, 64>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 64>{});
       case 48:
-        return enqueue_tiles<T, X, 48>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 48>{});
       case 32:
-        return enqueue_tiles<T, X, 32>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 32>{});
       default:
-        return enqueue_tiles<T, X, 16>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 16>{});
     }
   };
   const auto from = [&](auto type) {

@@ -153,13 +153,19 @@ __global__ void __launch_bounds__(kThreads)
     m.factors[3][tid] = static_cast<float>(mean - static_cast<double>(static_cast<float>(mean)));
   }
   __syncthreads();
+  float factor[kWidth], mean[kWidth], shift[kWidth], rest[kWidth];
+#pragma unroll
+  for (int c = 0; c < kWidth; ++c) {
+    factor[c] = m.factors[0][across * kWidth + c];
+    mean[c] = m.factors[1][across * kWidth + c];
+    shift[c] = m.factors[2][across * kWidth + c];
+    rest[c] = m.factors[3][across * kWidth + c];
+  }
   for_rows<kTogether, kWidth>(x, first, begin, end, [&](std::int64_t row, float(&values)[kWidth]) {
 #pragma unroll
     for (int c = 0; c < kWidth; ++c) {
-      const int column = across * kWidth + c;
       // The difference first: what is left of a mean far from 0 would be lost in a sum.
-      values[c] =
-          fmaf(values[c] - m.factors[1][column] - m.factors[3][column], m.factors[0][column], m.factors[2][column]);
+      values[c] = fmaf(values[c] - mean[c] - rest[c], factor[c], shift[c]);
       if (p.active) values[c] = activate_for<Y>(p.activation, values[c]);
     }
     store(y.row(row) + first, values);

@@ -238,23 +238,33 @@ __global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, 2)
 #pragma unroll
       for (float& value : out[r]) value *= shrink;
 #pragma unroll
-      for (int j = 0; j < B::kOwnKeys; ++j) {
-        const float weight = expf(scores[r][j] - offset);
-        total[r] += weight;
-        m.weights[across * B::kOwnKeys + j][row0 + r] = weight;
-      }
+      for (float& score : scores[r]) total[r] += score = expf(score - offset);
+    }
+#pragma unroll
+    for (int j = 0; j < B::kOwnKeys; ++j) {
+      float weights[B::kOwnRows];
+#pragma unroll
+      for (int r = 0; r < B::kOwnRows; ++r) weights[r] = scores[r][j];
+      store(&m.weights[16 * j + across][row0], weights);
     }
     // Weights are read by the half warp that wrote them.
     __syncwarp();
 #pragma unroll 2
     for (int j = 0; j < B::kKeys; ++j) {
       float weights[B::kOwnRows];
+      float values[4];
       load(&m.weights[j][row0], weights);
+      const int key = j % 16 * B::kOwnKeys + j / 16;
+      if constexpr (B::kOwnDims == 4) {
+        load(&m.v[key][across * 4], values);
+      } else {
+        const float2 two = *reinterpret_cast<const float2*>(&m.v[key][across * 2]);
+        values[0] = two.x, values[1] = two.y;
+      }
 #pragma unroll
       for (int d = 0; d < B::kOwnDims; ++d) {
-        const float value = m.v[j][across + 16 * d];
 #pragma unroll
-        for (int r = 0; r < B::kOwnRows; ++r) out[r][d] = fmaf(weights[r], value, out[r][d]);
+        for (int r = 0; r < B::kOwnRows; ++r) out[r][d] = fmaf(weights[r], values[d], out[r][d]);
       }
     }
   }
@@ -267,7 +277,7 @@ __global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, 2)
     if (row0 + r >= tile.rows) continue;
 #pragma unroll
     for (int d = 0; d < B::kOwnDims; ++d) {
-      const int at = across + 16 * d;
+      const int at = across * B::kOwnDims + d;
       if (at < p.head_dim) p.y.row(tile.row + row0 + r)[column + at] = out[r][d] * inverse;
     }
   }
