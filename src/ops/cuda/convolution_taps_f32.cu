@@ -14,6 +14,7 @@ constexpr int kFrames = 64;  // of a tile
 constexpr int kThreads = 256;
 constexpr int kAcross = 16;              // threads side by side, each with some outputs of its own
 constexpr int kOwnFrames = 4;            // of a thread
+constexpr int kAccesses = 6;             // of a thread to the weights of a tap, at most
 constexpr int kStages = 3;               // taps of weights
 constexpr int kMostBytes = 100 << 10;    // of shared memory: two blocks a multiprocessor
 constexpr std::int64_t kFewestTaps = 8;  // rows of fewer are brought as quickly for each tap
@@ -56,13 +57,24 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int line0 = tid / kAcross * kOwnFrames;
   const int fours = p.width / 4;
 
+  // This thread's accesses to each tap's weights: where they lie at the first tap, and where they go.
+  const float* from[kAccesses];
+  int to[kAccesses];
+#pragma unroll
+  for (int k = 0; k < kAccesses; ++k) {
+    const int i = tid + k * kThreads;
+    const int n = i / fours;
+    to[k] = n < kOutputs ? n * pitch + i % fours * 4 : -1;
+    const std::int64_t output = static_cast<std::int64_t>(group) * p.outputs + first + n;
+    from[k] = first + n < p.outputs ? p.weight + output * p.kernel * p.width + i % fours * 4 : nullptr;
+  }
   const auto fetch_weights = [&](int tap) {
-    float* const to = weights + tap % kStages * kOutputs * pitch;
-    for (int i = tid; i < kOutputs * fours; i += kThreads) {
-      const int n = i / fours;
-      const bool inside = first + n < p.outputs;
-      const std::int64_t output = static_cast<std::int64_t>(group) * p.outputs + (inside ? first + n : 0);
-      copy_16(to + n * pitch + i % fours * 4, p.weight + (output * p.kernel + tap) * p.width + i % fours * 4, inside);
+    float* const stage = weights + tap % kStages * kOutputs * pitch;
+#pragma unroll
+    for (int k = 0; k < kAccesses; ++k) {
+      if (to[k] < 0) continue;
+      const bool inside = from[k] != nullptr;
+      copy_16(stage + to[k], inside ? from[k] + tap * p.width : p.weight, inside);
     }
   };
   for (int i = tid; i < rows * fours; i += kThreads) {
@@ -109,14 +121,14 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int i = 0; i < kOwnFrames; ++i) {
     if (line0 + i >= tile.frames) break;
-    float* const to = y.row(tile.y_begin + tile.frame + line0 + i) + static_cast<std::int64_t>(group) * p.outputs;
+    float* const out = y.row(tile.y_begin + tile.frame + line0 + i) + static_cast<std::int64_t>(group) * p.outputs;
 #pragma unroll
     for (int j = 0; j < kOwnOutputs; ++j) {
       const int n = first + across + j * kAcross;
       if (n >= p.outputs) break;
       float value = sum[i][j];
       if (p.bias != nullptr) value += p.bias[static_cast<std::int64_t>(group) * p.outputs + n];
-      to[n] = p.active ? activate(p.activation, value) : value;
+      out[n] = p.active ? activate(p.activation, value) : value;
     }
   }
 }
@@ -158,8 +170,9 @@ void launch_taps(const CudaConvolution& packed, const Frames& frames, CudaStream
 bool takes_taps_f32(const ConvolutionShape& shape, const Frames& frames) {
   const std::int64_t width = shape.inputs / shape.groups;
   const bool fours = width % 4 == 0 && frames.x.stride % 4 == 0 && takes_vectors(static_cast<float*>(frames.x.data));
-  return fours && shape.stride == 1 && shape.kernel >= kFewestTaps &&
-         shared_bytes(width, shape.kernel, own_outputs(shape.outputs / shape.groups) * kAcross) <= kMostBytes;
+  const int outputs = own_outputs(shape.outputs / shape.groups) * kAcross;
+  return fours && shape.stride == 1 && shape.kernel >= kFewestTaps && outputs * width / 4 <= kAccesses * kThreads &&
+         shared_bytes(width, shape.kernel, outputs) <= kMostBytes;
 }
 
 void convolve_taps_f32(const CudaConvolution& packed, const Frames& frames, CudaStream& stream) {

@@ -48,6 +48,7 @@ __device__ __forceinline__ void await_all_but() {
 template <typename T, typename X, int kOutputs, int kFrames>
 class Tile {
   static constexpr int kHalves = kFrames / 64;
+  static constexpr int kAccesses = kOutputs * kMostChannels / kVector / kThreads;  // of a thread to a tap's weights
 
  public:
   __device__ Tile(const Rows<const X>& x, const Rows<T>& y, const Parameters& p, const SequenceRows::Tile& at,
@@ -71,14 +72,15 @@ class Tile {
   __device__ void add_taps(int channel, int tap, int taps) {
     __syncthreads();  // all have read what lies in shared memory
     fetch_windows(channel, tap);
+    find_weights(channel);
     for (int i = 0; i < kStages - 1; ++i) {
-      if (i < taps) fetch_weights(channel, tap + i, i);
+      if (i < taps) fetch_weights(tap + i, i);
       commit();  // the rows of x with the first one
     }
     for (int i = 0; i < taps; ++i) {
       await_all_but<kStages - 2>();
       __syncthreads();  // the tap's weights are there, and those of the tap before have been read
-      if (i + kStages - 1 < taps) fetch_weights(channel, tap + i + kStages - 1, (i + kStages - 1) % kStages);
+      if (i + kStages - 1 < taps) fetch_weights(tap + i + kStages - 1, (i + kStages - 1) % kStages);
       commit();
       multiply_tap(i, i % kStages);
     }
@@ -108,23 +110,33 @@ class Tile {
     }
   }
 
-  __device__ void fetch_weights(int channel, int tap, int stage) {
+  // Finds this thread's accesses to the weights of some channels: where they lie at the first tap, and where they go.
+  __device__ void find_weights(int channel) {
     const int vectors = p_.channels / kVector;
-    const T* const all = static_cast<const T*>(p_.weight);
-    for (int i = static_cast<int>(threadIdx.x); i < kOutputs * vectors; i += kThreads) {
+#pragma unroll
+    for (int k = 0; k < kAccesses; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * kThreads;
       const int n = i / vectors;
       const int own = channel + i % vectors * kVector;
-      const bool inside = first_ + n < p_.outputs;
-      const std::int64_t output = static_cast<std::int64_t>(group_) * p_.outputs + (inside ? first_ + n : 0);
-      const T* const from = all + (output * p_.kernel + tap) * p_.width;
-      T* const to = weights_ + (stage * kOutputs + n) * pitch_ + i % vectors * kVector;
+      const std::int64_t output = static_cast<std::int64_t>(group_) * p_.outputs + first_ + n;
+      to_[k] = n < kOutputs ? n * pitch_ + i % vectors * kVector : -1;
+      there_[k] = first_ + n < p_.outputs ? p_.width - own : 0;
+      from_[k] = static_cast<const T*>(p_.weight) + (there_[k] > 0 ? output * p_.kernel * p_.width + own : 0);
+    }
+  }
+
+  __device__ void fetch_weights(int tap, int stage) {
+#pragma unroll
+    for (int k = 0; k < kAccesses; ++k) {
+      if (to_[k] < 0) continue;
+      const T* const from = there_[k] > 0 ? from_[k] + static_cast<std::int64_t>(tap) * p_.width : from_[k];
+      T* const to = weights_ + stage * kOutputs * pitch_ + to_[k];
       if (p_.w_vectors) {
-        const bool there = inside && own < p_.width;
-        copy_async(to, there ? from + own : from, there);
+        copy_async(to, from, there_[k] > 0);
         continue;
       }
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) to[j] = inside && own + j < p_.width ? from[own + j] : from_float<T>(0.0f);
+      for (int j = 0; j < kVector; ++j) to[j] = j < there_[k] ? from[j] : from_float<T>(0.0f);
     }
   }
 
@@ -193,6 +205,8 @@ class Tile {
   int first_, group_;
   T* windows_;
   T* weights_;
+  const T* from_[kAccesses];
+  int to_[kAccesses], there_[kAccesses];  // there: channels from this one on
   float sum_[kHalves][kOutputs / 8][4] = {};
 };
 

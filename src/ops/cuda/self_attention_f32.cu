@@ -117,6 +117,8 @@ struct Blocked {
   static constexpr int kRows = kRowsOfBlock;
   static constexpr int kOwnRows = kRows == 128 ? 8 : 4;
   static constexpr int kThreads = 16 * (kRows / kOwnRows);
+  // Accesses of a thread to keys that are under way at a time: all, where the registers of few threads hold them.
+  static constexpr int kAhead = kThreads == 128 ? 8 : 2;
   static constexpr int kKeys = 64;
   static constexpr int kOwnKeys = kKeys / 16;
   static constexpr int kOwnDims = kDim / 16;
@@ -169,14 +171,14 @@ __global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, 2)
   for (float& value : largest) value = -INFINITY;
   for (int key0 = 0; key0 < seen; key0 += B::kKeys) {
     __syncthreads();
-#pragma unroll 2
+#pragma unroll B::kAhead
     for (int i = tid; i < B::kKeys * (kDim / 4); i += B::kThreads) {
       const int row = i % B::kKeys;
       const int d = i / B::kKeys * 4;
       const float4 four = fetch(p.k, tile.begin + key0 + row, key0 + row < keys, d);
       m.k[d][row] = four.x, m.k[d + 1][row] = four.y, m.k[d + 2][row] = four.z, m.k[d + 3][row] = four.w;
     }
-#pragma unroll 2
+#pragma unroll B::kAhead
     for (int i = tid; i < B::kKeys * (kDim / 4); i += B::kThreads) {
       const int row = i / (kDim / 4);
       const int d = i % (kDim / 4) * 4;
