@@ -2,7 +2,9 @@
 // and in the same way that of one matrix. A row is normed by a warp where its elements fit into a few registers of each
 // lane, else by a block; mean and variance are taken in turn from the registers, in f32 and in a fixed order, of the
 // sum before it is rounded. Few rows leave a multiprocessor time to wait, so weight and bias are read ahead of them; of
-// many rows as many as possible are to be under way, so that each has only the registers of its sum.
+// many rows as many as possible are to be under way, so that each has only the registers of its sum; and they are taken from
+// the last to the first: the product ahead wrote the last ones last, and of many rows only those are still in the second
+// cache.
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/elements.cuh"
 #include "ops/cuda/op_checks.h"
@@ -66,7 +68,8 @@ template <int kAccesses, bool kMany, typename T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kMany ? kBlocksOfMany : 1)
     add_norm_warp(Matrices<T> m, const float* weight, const float* bias, Shape s) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+  const unsigned block = kMany ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const std::int64_t row = static_cast<std::int64_t>(block) * kWarpsPerBlock + threadIdx.x / kWarp;
   // Weight and bias are constant: they may come while the kernel before this one still runs.
   Scale scales[kMany ? 1 : kAccesses];
   if constexpr (!kMany) {
