@@ -12,7 +12,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kMostSequences = 64;  // of a launch
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 constexpr int kColumns = 32;   // normed by a block: 64 or 128 bytes of each row
 constexpr int kMostParts = 8;  // blocks that a cluster can have everywhere
 constexpr int kBatch = 4;      // rows of a thread on their way at a time
@@ -69,7 +69,7 @@ __device__ __forceinline__ void for_rows(const Rows<const X>& x, std::int64_t fi
 // columns each, the sums of each are added up in the same order every time. In f64, since variances are differences of
 // sums of squares.
 template <int kWidth, typename X, typename Y>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     instance_norm_kernel(Rows<const X> x, Rows<Y> y, NormParameters p, const __grid_constant__ Spans spans) {
   constexpr int kAcross = kColumns / kWidth;
   constexpr int kTogether = kThreads / kAcross;  // rows

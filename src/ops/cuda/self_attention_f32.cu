@@ -117,8 +117,9 @@ struct Blocked {
   static constexpr int kRows = kRowsOfBlock;
   static constexpr int kOwnRows = kRows == 128 ? 8 : 4;
   static constexpr int kThreads = 16 * (kRows / kOwnRows);
-  // Accesses of a thread to keys that are under way at a time: all, where the registers of few threads hold them.
-  static constexpr int kAhead = kThreads == 128 ? 8 : 2;
+  // Accesses of a thread to keys that are under way at a time: more where the registers of few threads hold them.
+  static constexpr int kAhead = kThreads == 128 ? 4 : 2;
+  static constexpr int kBlocks = kThreads == 128 ? 3 : 2;  // of a multiprocessor
   static constexpr int kKeys = 64;
   static constexpr int kOwnKeys = kKeys / 16;
   static constexpr int kOwnDims = kDim / 16;
@@ -132,7 +133,7 @@ struct Blocked {
 };
 
 template <int kDim, int kRowsOfBlock>
-__global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, 2)
+__global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, Blocked<kDim, kRowsOfBlock>::kBlocks)
     self_f32_blocked_kernel(const __grid_constant__ Parameters p) {
   using B = Blocked<kDim, kRowsOfBlock>;
   extern __shared__ float4 memory[];
