@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/float_convert.h"
 #include "engine/configuration.h"
+#include "engine/encoder_checks.h"
 #include "engine/lowering.h"
 #include "engine/pass.h"
 #include "engine/weights.h"
@@ -30,10 +31,13 @@ constexpr std::int64_t kGpuPassRows = 65536;
 // Captured passes that are kept; each holds some hundred nodes.
 constexpr std::size_t kMostGraphs = 256;
 
-// Rows that a captured pass of `rows` rows has: steps of 64 up to 2048, beyond that at most 3% more than asked for.
+// Up to so many rows captured passes have steps of kStep rows.
+constexpr std::int64_t kFine = 2048;
+constexpr std::int64_t kStep = 64;
+static_assert(kStep == SequenceTiles::kRows);
+
+// Rows that a captured pass of `rows` rows has: beyond kFine at most 3% more than asked for.
 std::int64_t bucket_of(std::int64_t rows) {
-  constexpr std::int64_t kStep = 64;
-  constexpr std::int64_t kFine = 2048;
   constexpr std::int64_t kShare = 34;
   std::int64_t step = kStep;
   if (rows > kFine) {
@@ -61,6 +65,7 @@ struct GraphKey {
   std::int64_t sequences = 0;
   std::int64_t length = 0;  // of the padded batch that it leaves on the device; 0: it leaves none
   bool types = false;
+  bool tiles = false;  // of whole sequences
   auto operator<=>(const GraphKey&) const = default;
 };
 
@@ -85,6 +90,7 @@ struct EncoderEngine::Impl {
   std::map<GraphKey, std::unique_ptr<Graph>> graphs;
   std::size_t table_used = 0;                  // bytes at the head of `staging` that the pass at hand needs in `tables`
   MatrixRef resident_hidden;                   // what on_device() gives
+  std::int64_t most_attended_tiles = 0;        // LoweredNode::most_tiles of all nodes that take in attention
   std::vector<std::int32_t> lengths_of_batch;  // of the images or recordings at hand, in rows
 
   bool eager() const { return options.path == EncoderPath::eager; }
@@ -104,9 +110,6 @@ struct EncoderEngine::Impl {
   void configure();
   void allocate();
   void check_kind(std::string_view given, const EncoderWants& wants) const;
-  void check(const EncoderBatch& batch) const;
-  void check(const ImageBatch& batch) const;
-  void check(const AudioBatch& batch) const;
   Input input_of(const ImageBatch& batch);
   Input input_of(const AudioBatch& batch);
   void reserve_for(const Input& batch) {
@@ -124,6 +127,7 @@ struct EncoderEngine::Impl {
   }
   std::vector<Group> groups(const EncoderBatch& batch) const;
   std::int32_t head_row(const EncoderBatch& batch, std::int64_t sequence) const;
+  std::int64_t tiles_of(std::span<const std::int32_t> row_begin, const Pass& pass) const;
   Pass begin_pass(const Input& batch, const Group& group, const EncoderWants& wants);
   void add_audio(const AudioBatch& batch, const Group& group, std::span<const std::int32_t> begin, Pass& pass);
   void send_tables() {
@@ -186,6 +190,10 @@ void EncoderEngine::Impl::configure() {
   if (gpu() && !eager()) lowering.full_precision = "wgmma";
   lowering.backend = traits;
   nodes = lower(program, backend->device(), lowering);
+  for (const LoweredNode& node : nodes) {
+    if (node.attention && (most_attended_tiles == 0 || node.most_tiles < most_attended_tiles))
+      most_attended_tiles = node.most_tiles;
+  }
 }
 
 void EncoderEngine::Impl::allocate() {
@@ -196,8 +204,8 @@ void EncoderEngine::Impl::allocate() {
   scratch = device.allocate(plan.workspace, "scratch of kernels");
   const auto rows = static_cast<std::size_t>(sizes.max_rows);
   const auto batch = static_cast<std::size_t>(sizes.max_batch);
-  // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
-  const std::size_t map_bytes = (4 * rows + 2 * (batch + 1)) * sizeof(std::int32_t);
+  // Tokens, positions, types and rows asked for; where sequences and tiles of them begin, and how much of each counts.
+  const std::size_t map_bytes = (4 * rows + 4 * (batch + 1)) * sizeof(std::int32_t);
   tables = device.allocate(map_bytes, "maps of rows");
   staging = device.allocate_staging(map_bytes);
   graphs.clear();
@@ -238,56 +246,6 @@ void EncoderEngine::Impl::check_kind(std::string_view given, const EncoderWants&
   }
 }
 
-void EncoderEngine::Impl::check(const ImageBatch& batch) const {
-  const ImageShape& shape = *program.image;
-  if (batch.images < 1) fail("a batch of {} images was given; expected at least one", batch.images);
-  if (batch.channels != shape.channels || batch.height != shape.size || batch.width != shape.size) {
-    fail(
-        "images of {} x {} pixels (width, height) with {} channels were given, but {} takes {} x {} with {}: resize "
-        "them as its preprocessor_config.json says",
-        batch.width, batch.height, batch.channels, checkpoint->folder().string(), shape.size, shape.size,
-        shape.channels);
-  }
-  if (batch.pixels.size() != static_cast<std::size_t>(checked_mul(batch.images, shape.values(), "a batch of images"))) {
-    fail("a batch of {} images of {} x {} pixels with {} channels came with {} values", batch.images, batch.width,
-         batch.height, batch.channels, batch.pixels.size());
-  }
-}
-
-void EncoderEngine::Impl::check(const AudioBatch& batch) const {
-  const AudioShape& shape = *program.audio;
-  if (batch.recordings < 1) fail("a batch of {} recordings was given; expected at least one", batch.recordings);
-  if (batch.channels != shape.channels) {
-    fail("audio of {} channels was given, but {} takes {}: process it as its preprocessor_config.json says",
-         batch.channels, checkpoint->folder().string(), shape.channels);
-  }
-  if (shape.length > 0 && batch.steps != shape.length) {
-    fail("audio of {} steps was given, but {} takes {}: pad or cut it", batch.steps, checkpoint->folder().string(),
-         shape.length);
-  }
-  const std::int64_t row = checked_mul(batch.channels, batch.steps, "a recording");
-  if (batch.values.size() != static_cast<std::size_t>(checked_mul(batch.recordings, row, "a batch of recordings"))) {
-    fail("a batch of {} recordings of {} steps with {} channels came with {} values", batch.recordings, batch.steps,
-         batch.channels, batch.values.size());
-  }
-  if (!batch.lengths.empty() && batch.lengths.size() != static_cast<std::size_t>(batch.recordings))
-    fail("a batch of {} recordings came with {} lengths", batch.recordings, batch.lengths.size());
-  if (shape.frames(batch.steps) < 1) {
-    fail("a recording of {} steps is too short for {}: expected at least {}", batch.steps,
-         checkpoint->folder().string(), shape.least_steps());
-  }
-  for (std::size_t r = 0; r < batch.lengths.size(); ++r) {
-    const std::int32_t length = batch.lengths[r];
-    if (length > batch.steps || shape.frames(length) < 1) {
-      fail("recording {} has a length of {}; expected {} to {}", r, length, shape.least_steps(), batch.steps);
-    }
-    if (shape.length > 0 && length != batch.steps) {
-      fail("recording {} has a length of {}, but {} looks at all {} steps of each: leave lengths out", r, length,
-           checkpoint->folder().string(), batch.steps);
-    }
-  }
-}
-
 Input EncoderEngine::Impl::input_of(const ImageBatch& batch) {
   lengths_of_batch.assign(static_cast<std::size_t>(batch.images), static_cast<std::int32_t>(program.max_positions));
   return {{batch.images, program.max_positions, {}, lengths_of_batch, {}}, batch.pixels, nullptr};
@@ -299,36 +257,6 @@ Input EncoderEngine::Impl::input_of(const AudioBatch& batch) {
   for (std::size_t r = 0; r < batch.lengths.size(); ++r)
     lengths_of_batch[r] = static_cast<std::int32_t>(program.audio->frames(batch.lengths[r]));
   return {{batch.recordings, frames, {}, lengths_of_batch, {}}, {}, &batch};
-}
-
-void EncoderEngine::Impl::check(const EncoderBatch& batch) const {
-  const auto cells = static_cast<std::size_t>(checked_mul(batch.sequences, batch.length, "the tokens of a batch"));
-  if (batch.sequences < 1 || batch.length < 1) {
-    fail("a batch of {} sequences of {} tokens was given; expected at least one of each", batch.sequences,
-         batch.length);
-  }
-  if (batch.ids.size() != cells || batch.lengths.size() != static_cast<std::size_t>(batch.sequences) ||
-      (!batch.types.empty() && batch.types.size() != cells)) {
-    fail("a batch of {} sequences of {} tokens came with {} ids, {} lengths and {} types", batch.sequences,
-         batch.length, batch.ids.size(), batch.lengths.size(), batch.types.size());
-  }
-  if (!batch.types.empty() && program.types == 0)
-    fail("token types were given to a {} model, which has none: leave them out", program.architecture);
-  for (std::int64_t s = 0; s < batch.sequences; ++s) {
-    const std::int32_t length = batch.lengths[static_cast<std::size_t>(s)];
-    if (length < 1 || length > batch.length)
-      fail("sequence {} has a length of {}; expected 1 to {}", s, length, batch.length);
-    for (std::int64_t i = 0; i < rows_of(batch, s); ++i) {
-      const auto at = static_cast<std::size_t>(s * batch.length + i);
-      if (batch.ids[at] < 0 || batch.ids[at] >= program.vocab) {
-        fail("sequence {} holds token id {}, but the model's vocabulary has {} entries", s, batch.ids[at],
-             program.vocab);
-      }
-      if (!batch.types.empty() && (batch.types[at] < 0 || batch.types[at] >= program.types)) {
-        fail("sequence {} holds token type {}, but the model knows {}", s, batch.types[at], program.types);
-      }
-    }
-  }
 }
 
 // Whole sequences, in passes of about the same number of rows.
@@ -365,6 +293,16 @@ std::int32_t EncoderEngine::Impl::head_row(const EncoderBatch& batch, std::int64
   const auto found = program.head_token == kLargestId ? std::max_element(ids.begin(), ids.end())
                                                       : std::find(ids.begin(), ids.end(), program.head_token);
   return found == ids.end() ? 0 : static_cast<std::int32_t>(found - ids.begin());
+}
+
+// Places for tiles of a pass's sequences; 0 where one is longer than a tile, or there are too many rows for kernels
+// that attend in tiles.
+std::int64_t EncoderEngine::Impl::tiles_of(std::span<const std::int32_t> row_begin, const Pass& pass) const {
+  if (pass.map.rows > kFine || pass.map.rows > most_attended_tiles * SequenceTiles::kRows) return 0;
+  for (std::size_t s = 0; s + 1 < row_begin.size(); ++s) {
+    if (row_begin[s + 1] - row_begin[s] > SequenceTiles::kRows) return 0;
+  }
+  return most_tiles(pass.map.rows, pass.map.sequences);
 }
 
 // Writes a pass's maps to the staging memory, one behind the other, for a single copy to the device.
@@ -409,6 +347,17 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
   for (; at < with_tokens; ++at) {
     tokens[at] = positions[at] = 0;
     if (!batch.types.empty()) types[at] = 0;
+  }
+  const std::span<const std::int32_t> row_begin(begin, static_cast<std::size_t>(pass.map.sequences) + 1);
+  if (const std::int64_t tiles = tiles_of(row_begin, pass); tiles > 0) {
+    auto* const to = reinterpret_cast<TileBegin*>(take(2 * (tiles + 1)));
+    const std::span filled(to, static_cast<std::size_t>(tiles) + 1);
+    if (pack_tiles(row_begin, filled) <= most_attended_tiles) {
+      // A capture's rows are the fewest steps of 64 that hold the pass's.
+      pass.tiles = {tiles, ceil_div(pass.map.rows, SequenceTiles::kRows),
+                    reinterpret_cast<const TileBegin*>(on_device(reinterpret_cast<const std::int32_t*>(to))),
+                    on_device(begin)};
+    }
   }
   std::int32_t* const asked = host;
   if (wants.head) {
@@ -466,7 +415,8 @@ void EncoderEngine::Impl::work(const Pass& pass, const Group& group, std::int64_
 
 // The same from a capture: of rows in steps, so that few are needed.
 void EncoderEngine::Impl::replay(const Pass& pass, const Group& group, std::int64_t length, bool on_device) {
-  const GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr};
+  const GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr,
+                     pass.tiles.tiles > 0};
   const auto found = graphs.find(key);
   if (found != graphs.end()) {
     stream->launch(*found->second);
@@ -753,37 +703,37 @@ void EncoderEngine::release() {
 
 void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {
   impl_->check_kind("text", wants);
-  impl_->check(batch);
+  check_batch(batch, impl_->program, impl_->eager());
   impl_->forward({batch}, wants, result);
 }
 
 void EncoderEngine::forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result) {
   impl_->check_kind("images", wants);
-  impl_->check(batch);
+  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
   impl_->forward(impl_->input_of(batch), wants, result);
 }
 
 void EncoderEngine::forward(const AudioBatch& batch, const EncoderWants& wants, EncoderResult& result) {
   impl_->check_kind("audio", wants);
-  impl_->check(batch);
+  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
   impl_->forward(impl_->input_of(batch), wants, result);
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const EncoderBatch& batch) {
   impl_->check_kind("text", {});
-  impl_->check(batch);
+  check_batch(batch, impl_->program, impl_->eager());
   return impl_->profile({batch});
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const ImageBatch& batch) {
   impl_->check_kind("images", {});
-  impl_->check(batch);
+  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
   return impl_->profile(impl_->input_of(batch));
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const AudioBatch& batch) {
   impl_->check_kind("audio", {});
-  impl_->check(batch);
+  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
   return impl_->profile(impl_->input_of(batch));
 }
 

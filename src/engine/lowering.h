@@ -23,6 +23,9 @@ struct LoweredNode {
   std::optional<AddNode> add;                // folded in as the residual epilogue
   std::optional<GatedNode> gated;            // folded in as the gated epilogue
   std::optional<ActivationNode> activation;  // folded in as the activation epilogue
+  // The node behind a site of q, k and v, which the site's kernel takes in where a pass has short sequences only.
+  std::optional<SelfAttentionNode> attention;
+  std::int64_t most_tiles = 0;  // LinearKernel::attends() of these
   // For a norm node:
   std::optional<AddNode> before;  // folded in: what is normed is its sum, which is kept where keeps_sum
   bool keeps_sum = false;
