@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 namespace nibble {
@@ -99,6 +100,9 @@ GemmRates measure_gemm_rates(Device& device) {
   out.bf16 = gemm_rate(device, DType::bf16);
   // The CPU has no products of f16.
   if (device.info().kind != DeviceKind::cpu) out.f16 = gemm_rate(device, DType::f16);
+  // These products take a GPU to its power cap, and for a while after it keeps its clocks low.
+  constexpr std::chrono::milliseconds kRest(500);
+  if (device.info().kind != DeviceKind::cpu) std::this_thread::sleep_for(kRest);
   return out;
 }
 

@@ -26,7 +26,8 @@ struct DeviceCeilings {
   GemmRates gemm;
 };
 
-/// Multiplies 1024 rows by 2048 x 2048 on the CPU, 8192 by 8192 x 8192 on a GPU; the best of several tries.
+/// Multiplies 1024 rows by 2048 x 2048 on the CPU, 8192 by 8192 x 8192 on a GPU; the best of several tries. Lets a GPU
+/// rest after it.
 GemmRates measure_gemm_rates(Device& device);
 
 /// Takes a second or two on a GPU.

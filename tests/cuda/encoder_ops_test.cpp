@@ -136,62 +136,79 @@ TEST(CudaEncoderOps, ActivationAndMean) {
   });
 }
 
+// Both outputs apart; y in the place of a; the sum in the place of a; no weight and no mean; no addend.
+void check_norm_of_a_sum(Stream& stream, DType type, const Layout& layout, std::int64_t rows, std::int64_t width,
+                         int which) {
+  SCOPED_TRACE("form " + std::to_string(which));
+  std::mt19937 random(3);
+  constexpr float kEps = 1e-5f;
+  const std::vector<float> weight = random_values(random, width), bias = random_values(random, width);
+  const OnDevice<float> weight_there(stream, weight), bias_there(stream, bias);
+  TypedMatrix a = make(stream, type, rows, width, layout);
+  TypedMatrix b = make(stream, type, rows, width, layout);
+  TypedMatrix y = make(stream, type, rows, width, layout);
+  a.fill(random);
+  b.fill(random, 3);
+  // A row with a large mean: the variance must not be the difference of two large numbers.
+  for (std::int64_t i = 0; i < width; ++i) a.set(2, i, a.at(2, i) * 0.5f + 100);
+  a.upload();
+  const std::vector<float> before = a.values();
+  NormArgs args;
+  args.kind = which == 3 ? NormKind::rms : NormKind::layer;
+  args.x = a.ref();
+  if (which != 4) args.addend = b.ref();
+  args.weight = which == 3 ? nullptr : weight_there.data();
+  args.bias = which == 3 ? nullptr : bias_there.data();
+  args.eps = kEps;
+  args.y = which == 1 ? a.ref() : y.ref();
+  if (which == 2) args.sum = a.ref();
+  gpu().norm(args, stream);
+  a.download();
+  y.download();
+  a.expect_surroundings_untouched();
+  y.expect_surroundings_untouched();
+  const auto sum = [&](std::int64_t r, std::int64_t c) {
+    const auto of_a = static_cast<double>(before[static_cast<std::size_t>(r * width + c)]);
+    return which == 4 ? of_a : of_a + static_cast<double>(b.at(r, c));
+  };
+  std::vector<double> mean(static_cast<std::size_t>(rows)), factor(mean.size());
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const auto at = static_cast<std::size_t>(r);
+    double squares = 0;
+    if (which != 3) {
+      for (std::int64_t c = 0; c < width; ++c) mean[at] += sum(r, c) / static_cast<double>(width);
+    }
+    for (std::int64_t c = 0; c < width; ++c) squares += std::pow(sum(r, c) - mean[at], 2);
+    factor[at] = 1 / std::sqrt(squares / static_cast<double>(width) + static_cast<double>(kEps));
+  }
+  expect_close(
+      which == 1 ? a : y,
+      [&](std::int64_t r, std::int64_t c) {
+        const double normed = (sum(r, c) - mean[static_cast<std::size_t>(r)]) * factor[static_cast<std::size_t>(r)];
+        return which == 3 ? normed : normed * static_cast<double>(weight[c]) + static_cast<double>(bias[c]);
+      },
+      2e-4, 1.01 * rounding_of(type));
+  if (which == 2) expect_close(a, sum, 1e-6, 1.01 * rounding_of(type));
+}
+
 TEST(CudaEncoderOps, NormOfASum) {
   NIBBLE_NEEDS_GPU();
   const std::unique_ptr<Stream> stream = gpu().device().make_stream();
-  std::mt19937 random(3);
-  constexpr float kEps = 1e-5f;
   everywhere([&](DType type, const Layout& layout, std::int64_t width) {
-    const std::vector<float> weight = random_values(random, width), bias = random_values(random, width);
-    const OnDevice<float> weight_there(*stream, weight), bias_there(*stream, bias);
-    for (const int which : {0, 1, 2, 3}) {
-      TypedMatrix a = make(*stream, type, 9, width, layout);
-      TypedMatrix b = make(*stream, type, 9, width, layout);
-      TypedMatrix y = make(*stream, type, 9, width, layout);
-      a.fill(random);
-      b.fill(random, 3);
-      // A row with a large mean: the variance must not be the difference of two large numbers.
-      for (std::int64_t i = 0; i < width; ++i) a.set(2, i, a.at(2, i) * 0.5f + 100);
-      a.upload();
-      const std::vector<float> before = a.values();
-      // Both outputs apart; y in the place of a; the sum in the place of a; no weight and no mean.
-      NormArgs args;
-      args.kind = which == 3 ? NormKind::rms : NormKind::layer;
-      args.x = a.ref();
-      args.addend = b.ref();
-      args.weight = which == 3 ? nullptr : weight_there.data();
-      args.bias = which == 3 ? nullptr : bias_there.data();
-      args.eps = kEps;
-      args.y = which == 1 ? a.ref() : y.ref();
-      if (which == 2) args.sum = a.ref();
-      gpu().norm(args, *stream);
-      a.download();
-      y.download();
-      a.expect_surroundings_untouched();
-      y.expect_surroundings_untouched();
-      const auto sum = [&](std::int64_t r, std::int64_t c) {
-        return static_cast<double>(before[static_cast<std::size_t>(r * width + c)]) + static_cast<double>(b.at(r, c));
-      };
-      std::vector<double> mean(9), factor(9);
-      for (std::int64_t r = 0; r < 9; ++r) {
-        double squares = 0;
-        if (which != 3) {
-          for (std::int64_t c = 0; c < width; ++c) mean[r] += sum(r, c) / static_cast<double>(width);
-        }
-        for (std::int64_t c = 0; c < width; ++c) squares += std::pow(sum(r, c) - mean[r], 2);
-        factor[r] = 1 / std::sqrt(squares / static_cast<double>(width) + static_cast<double>(kEps));
-      }
-      expect_close(
-          which == 1 ? a : y,
-          [&](std::int64_t r, std::int64_t c) {
-            const double normed = (sum(r, c) - mean[r]) * factor[r];
-            return which == 3 ? normed : normed * static_cast<double>(weight[c]) + static_cast<double>(bias[c]);
-          },
-          2e-4, 1.01 * rounding_of(type));
-      if (which == 2) expect_close(a, sum, 1e-6, 1.01 * rounding_of(type));
+    for (const int which : {0, 1, 2, 3, 4}) check_norm_of_a_sum(*stream, type, layout, 9, width, which);
+  });
+}
+
+TEST(CudaEncoderOps, NormOfASumOfManyRows) {
+  NIBBLE_NEEDS_GPU();
+  const std::unique_ptr<Stream> stream = gpu().device().make_stream();
+  for (const DType type : kActivationTypes) {
+    for (const std::int64_t width : {40, 384, 768, 1000}) {
+      SCOPED_TRACE(std::string(name_of(type)) + ", width " + std::to_string(width));
+      for (const int which : {0, 1, 2, 3, 4}) check_norm_of_a_sum(*stream, type, kLayouts[0], 2051, width, which);
       if (testing::Test::HasFailure()) return;
     }
-  });
+  }
 }
 
 TEST(CudaEncoderOps, PaddingComesBack) {

@@ -1,6 +1,10 @@
-// The norm of a sum, as encoders have it between their blocks: one pass that reads both addends, and may keep the sum.
-// A row is normed by a warp where its elements fit into a few registers of each lane, else by a block; mean and
-// variance are taken in turn from the registers, in f32 and in a fixed order, of the sum before it is rounded.
+// The norm of a sum, as encoders have it between their blocks: one pass that reads both addends, and may keep the sum;
+// and in the same way that of one matrix. A row is normed by a warp where its elements fit into a few registers of each
+// lane, else by a block; mean and variance are taken in turn from the registers, in f32 and in a fixed order, of the
+// sum before it is rounded. Few rows leave a multiprocessor time to wait, so weight and bias are read ahead of them; of
+// many rows as many as possible are to be under way, so that each has only the registers of its sum; and they are taken from
+// the last to the first: the product ahead wrote the last ones last, and of many rows only those are still in the second
+// cache.
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/elements.cuh"
 #include "ops/cuda/op_checks.h"
@@ -11,7 +15,9 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 4;
 constexpr int kBlock = 256;
-constexpr int kMostAccesses = 4;  // of a lane, eight elements each
+constexpr int kMostAccesses = 4;           // of a lane, eight elements each
+constexpr std::int64_t kMostOfFew = 2048;  // rows: four blocks or less on each of 132 multiprocessors
+constexpr int kBlocksOfMany = 8;           // on a multiprocessor, of many rows: 64 registers a thread
 
 struct Shape {
   std::int64_t rows;
@@ -23,7 +29,8 @@ struct Shape {
 
 template <typename T>
 struct Matrices {
-  Rows<const T> a, b;
+  Rows<const T> a;
+  Rows<const T> b;  // no data: zeros
   Rows<T> sum;
   Rows<T> y;
 };
@@ -40,25 +47,34 @@ __device__ __forceinline__ float over_block(float value) {
   return out;
 }
 
-// kAccesses times 256 elements or less.
-template <int kAccesses, typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
-    add_norm_warp(Matrices<T> m, const float* weight, const float* bias, Shape s) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
-  // Weight and bias are constant: they come while the kernel before this one still runs.
-  float w[kAccesses][kVector];
-  float c[kAccesses][kVector];
-#pragma unroll
-  for (int i = 0; i < kAccesses; ++i) {
-    const int at = (i * kWarp + lane) * kVector;
+// What a lane has of weight and bias: those of its access i.
+struct Scale {
+  float weight[kVector];
+  float bias[kVector];
+
+  __device__ __forceinline__ void read(const float* from_weight, const float* from_bias, int at, std::int64_t width) {
 #pragma unroll
     for (int e = 0; e < kVector; ++e) {
-      w[i][e] = 1;
-      c[i][e] = 0;
+      weight[e] = 1;
+      bias[e] = 0;
     }
-    if (weight != nullptr && at < s.width) load(weight + at, w[i]);
-    if (bias != nullptr && at < s.width) load(bias + at, c[i]);
+    if (from_weight != nullptr && at < width) load(from_weight + at, weight);
+    if (from_bias != nullptr && at < width) load(from_bias + at, bias);
+  }
+};
+
+// kAccesses times 256 elements or less.
+template <int kAccesses, bool kMany, typename T>
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kMany ? kBlocksOfMany : 1)
+    add_norm_warp(Matrices<T> m, const float* weight, const float* bias, Shape s) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const unsigned block = kMany ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
+  const std::int64_t row = static_cast<std::int64_t>(block) * kWarpsPerBlock + threadIdx.x / kWarp;
+  // Weight and bias are constant: they may come while the kernel before this one still runs.
+  Scale scales[kMany ? 1 : kAccesses];
+  if constexpr (!kMany) {
+#pragma unroll
+    for (int i = 0; i < kAccesses; ++i) scales[i].read(weight, bias, (i * kWarp + lane) * kVector, s.width);
   }
   pdl_wait();
   pdl_launch();
@@ -72,7 +88,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
     for (float& value : x[i]) value = 0;
     if (at < s.width) {
       load(m.a.row(row) + at, x[i]);
-      load(m.b.row(row) + at, other);
+      if (m.b.data != nullptr) load(m.b.row(row) + at, other);
     }
 #pragma unroll
     for (int e = 0; e < kVector; ++e) x[i][e] += other[e];
@@ -100,8 +116,10 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
   for (int i = 0; i < kAccesses; ++i) {
     const int at = (i * kWarp + lane) * kVector;
     if (at >= s.width) continue;
+    if constexpr (kMany) scales[0].read(weight, bias, at, s.width);
+    const Scale& scale = scales[kMany ? 0 : i];
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) x[i][e] = fmaf((x[i][e] - mean) * factor, w[i][e], c[i][e]);
+    for (int e = 0; e < kVector; ++e) x[i][e] = fmaf((x[i][e] - mean) * factor, scale.weight[e], scale.bias[e]);
     store(m.y.row(row) + at, x[i]);
   }
 }
@@ -113,7 +131,9 @@ __global__ void __launch_bounds__(kBlock)
   pdl_wait();
   pdl_launch();
   const std::int64_t row = blockIdx.x;
-  const auto sum = [&](std::int64_t i) { return to_float(m.a.row(row)[i]) + to_float(m.b.row(row)[i]); };
+  const auto sum = [&](std::int64_t i) {
+    return to_float(m.a.row(row)[i]) + (m.b.data != nullptr ? to_float(m.b.row(row)[i]) : 0.0f);
+  };
   const float per = 1.0f / static_cast<float>(s.width);
   float mean = 0;
   if (!s.rms) {
@@ -139,28 +159,31 @@ void add_norm(const NormArgs& args, CudaStream& stream) {
   const std::int64_t rows = args.x.rows;
   const std::int64_t width = args.x.columns;
   check_activation(args.x, "norm of a sum", "x");
-  check_shape(args.addend, rows, width, "norm of a sum", "the addend");
+  const bool adds = args.addend.data != nullptr;
+  if (adds) check_shape(args.addend, rows, width, "norm of a sum", "the addend");
   check_shape(args.y, rows, width, "norm of a sum", "y");
   const bool keeps = args.sum.data != nullptr;
   if (keeps) check_shape(args.sum, rows, width, "norm of a sum", "the sum");
   if (args.groups != 1) fail("norm of a sum: {} groups; expected 1", args.groups);
-  if (args.addend.dtype != args.x.dtype || args.y.dtype != args.x.dtype || (keeps && args.sum.dtype != args.x.dtype)) {
+  if ((adds && args.addend.dtype != args.x.dtype) || args.y.dtype != args.x.dtype ||
+      (keeps && args.sum.dtype != args.x.dtype)) {
     fail("norm of a sum: addends, sum and y should be of one type, not {}, {} and {}", name_of(args.x.dtype),
          name_of(args.addend.dtype), name_of(args.y.dtype));
   }
   if (rows == 0 || width == 0) return;
   const Shape shape{rows, width, args.eps, args.kind == NormKind::rms, keeps};
   const MatrixRef& sum = keeps ? args.sum : args.y;
-  const bool vectors = takes_vectors(args.x) && takes_vectors(args.addend) && takes_vectors(args.y) &&
+  const bool vectors = takes_vectors(args.x) && (!adds || takes_vectors(args.addend)) && takes_vectors(args.y) &&
                        takes_vectors(sum) && takes_vectors(args.weight) && takes_vectors(args.bias);
   with_type(args.x.dtype, "x", [&](auto type) {
     using T = decltype(type);
     const Matrices<T> m{Rows<const T>(args.x), Rows<const T>(args.addend), Rows<T>(sum), Rows<T>(args.y)};
     const auto by_warp = [&](auto accesses) {
       constexpr int kAccesses = decltype(accesses)::value;
-      const dim3 grid(static_cast<unsigned>((rows + kWarpsPerBlock - 1) / kWarpsPerBlock));
-      launch(stream, grid, dim3(kWarp * kWarpsPerBlock), 0, Overlap::yes, add_norm_warp<kAccesses, T>, m, args.weight,
-             args.bias, shape);
+      const std::int64_t blocks = (rows + kWarpsPerBlock - 1) / kWarpsPerBlock;
+      const auto kernel = rows > kMostOfFew ? add_norm_warp<kAccesses, true, T> : add_norm_warp<kAccesses, false, T>;
+      launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(kWarp * kWarpsPerBlock), 0, Overlap::yes, kernel, m,
+             args.weight, args.bias, shape);
     };
     constexpr std::int64_t kOfAccess = kWarp * kVector;
     if (vectors && width <= 2 * kOfAccess) {

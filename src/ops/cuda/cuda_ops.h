@@ -18,7 +18,7 @@ void pad_rows(const MatrixRef& x, const std::int32_t* row_begin, std::int64_t se
               const MatrixRef& y, CudaStream& stream);
 void activation(ActivationKind kind, const MatrixRef& x, const MatrixRef& y, CudaStream& stream);
 void mean(const MatrixRef& a, const MatrixRef& b, const MatrixRef& y, CudaStream& stream);
-/// norm() where there is an addend.
+/// norm() where there is an addend, or where rows are whole, all of one type, and a few accesses of a warp.
 void add_norm(const NormArgs& args, CudaStream& stream);
 std::size_t self_attention_workspace(const SelfAttentionShape& shape);
 void self_attention(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);

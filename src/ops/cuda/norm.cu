@@ -128,6 +128,12 @@ void norm(const NormArgs& args, CudaStream& stream) {
                         static_cast<std::uint32_t>(x.rows * args.groups), args.eps};
   const bool vectors = takes_vectors(x) && takes_vectors(y) && shape.width % kVector == 0 &&
                        takes_vectors(args.weight) && takes_vectors(args.bias);
+  // A block a row waits at barriers for sums that a warp has in its registers.
+  constexpr std::int64_t kMostOfWarp = 1024;
+  if (args.kind == NormKind::layer && args.groups == 1 && vectors && x.dtype == y.dtype &&
+      shape.width > kWarp * kAccessesOfWarp * kVector && shape.width <= kMostOfWarp) {
+    return add_norm(args, stream);
+  }
   with_width(vectors, [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
     const std::int64_t accesses = shape.width / kWidth;

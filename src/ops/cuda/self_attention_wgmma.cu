@@ -52,8 +52,7 @@ class Attention {
   using S = Shape<kGroups>;
 
  public:
-  __device__ Attention(const Parameters& p, std::uint32_t shared)
-      : p_(p), shared_(shared), head_(static_cast<int>(blockIdx.x) % p.heads) {}
+  __device__ Attention(const Parameters& p, std::uint32_t shared) : p_(p), shared_(shared), head_(block() % p.heads) {}
 
   __device__ void init() const {
     if (threadIdx.x != 0) return;
@@ -66,7 +65,7 @@ class Attention {
   }
 
   __device__ void run(const CUtensorMap* q, const CUtensorMap* k, const CUtensorMap* v) {
-    tile_ = find_sequence_tile<S::kRows>(p_.row_begin, p_.sequences, static_cast<int>(blockIdx.x) / p_.heads);
+    tile_ = find_sequence_tile<S::kRows>(p_.row_begin, p_.sequences, block() / p_.heads);
     if (tile_.rows == 0) return;
     const int first = tile_.row - tile_.begin;  // in the sequence
     int keys = tile_.length;
@@ -121,6 +120,9 @@ class Attention {
   }
 
  private:
+  // From the last rows to the first: the product ahead wrote the last ones last, and of many rows only those are still
+  // in the second cache.
+  static __device__ __forceinline__ int block() { return static_cast<int>(gridDim.x - 1 - blockIdx.x); }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
   __device__ std::uint32_t q_full() const { return shared_ + S::kBarrierAt; }
