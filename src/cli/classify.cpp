@@ -2,6 +2,7 @@
 #include "cli/classify_images.h"
 #include "cli/command.h"
 #include "cli/encoder_options.h"
+#include "cli/label_lines.h"
 #include "core/error.h"
 #include "engine/text_heads.h"
 #include "formats/token_places.h"
@@ -14,6 +15,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <utility>
 
 namespace nibble {
 namespace {
@@ -94,7 +96,6 @@ class Classifier {
   }
 
   std::string sequence(const std::string& text, std::span<const float> logits) const {
-    const std::vector<float> scores = scores_of(logits, labels_.kind);
     ordered_json json;
     if (arguments_.pair) {
       json["text"] = text.substr(0, text.find('\t'));
@@ -102,12 +103,7 @@ class Classifier {
     } else {
       json["text"] = text;
     }
-    std::string lines = text + "\n";
-    for (const Candidate& best : best_of(scores, arguments_.top_k)) {
-      json["labels"].push_back({{"label", label(best.id)}, {"score", shortest(best.score)}});
-      lines += fmt::format("  {:.4f}  {}\n", best.score, label(best.id));
-    }
-    return as_json() ? json_line(json) : lines;
+    return label_lines(std::move(json), text, logits, labels_, arguments_.top_k, as_json());
   }
 
   std::string tokens(const std::string& text, const EncodedText& encoded, std::span<const float> logits) const {

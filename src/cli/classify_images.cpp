@@ -1,10 +1,10 @@
 #include "cli/classify_images.h"
 
 #include "cli/image_batch.h"
+#include "cli/label_lines.h"
 #include "engine/text_heads.h"
 #include "inputs/image_processor.h"
 
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -32,15 +32,8 @@ int classify_images(const EncoderModelOptions& model, const std::vector<std::str
     engine.forward(batch, {.hidden = false, .head = true}, result);
     for (std::size_t i = 0; i < count; ++i) {
       const std::string& file = files[first + i];
-      const std::vector<float> scores = scores_of(std::span(result.head).subspan(i * columns, columns), labels.kind);
-      nlohmann::ordered_json json = {{"image", file}, {"labels", nlohmann::ordered_json::array()}};
-      std::string lines = file + "\n";
-      for (const Candidate& best : best_of(scores, top_k)) {
-        const std::string& label = labels.names[static_cast<std::size_t>(best.id)];
-        json["labels"].push_back({{"label", label}, {"score", shortest(best.score)}});
-        lines += fmt::format("  {:.4f}  {}\n", best.score, label);
-      }
-      print_out(as_json ? json_line(json) : lines);
+      print_out(label_lines({{"image", file}}, file, std::span(result.head).subspan(i * columns, columns), labels,
+                            top_k, as_json));
     }
   }
   return 0;

@@ -8,15 +8,11 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
 #include <memory>
 #include <optional>
 
 namespace nibble {
 namespace {
-
-// Rows of a pass: each has a value for every token of the vocabulary.
-constexpr std::int64_t kPassRows = 128;
 
 struct Arguments {
   EncoderModelOptions model;
@@ -26,7 +22,7 @@ struct Arguments {
 };
 
 struct Mask {
-  std::size_t position = 0;  // among the text's tokens, special ones counted
+  std::int32_t position = 0;  // among the text's tokens, special ones counted
   std::vector<Candidate> candidates;
 };
 
@@ -46,30 +42,42 @@ class MaskFiller {
   // `first` texts came before these.
   void run(const std::vector<std::string>& texts, std::size_t first) {
     std::vector<EncodedText> encoded;
+    std::vector<std::vector<std::int32_t>> positions;
+    encoded.reserve(texts.size());
+    positions.reserve(texts.size());
     for (const std::string& text : texts) {
       encoded.push_back(model_.tokenize(text));
       if (encoded.back().cut > 0) ++cut_;
-      check(encoded.back(), text, first + encoded.size());
+      positions.push_back(masked(encoded.back()));
+      if (positions.back().empty()) refuse(text, first + encoded.size());
     }
     std::vector<std::vector<Mask>> masks(texts.size());
     const auto vocab = static_cast<std::size_t>(model_.engine().head_columns());
-    model_.run(encoded, {.hidden = false, .head = true}, [&](std::size_t text, const TextRows& rows) {
-      const std::vector<std::int32_t>& ids = encoded[text].ids;
-      for (std::size_t i = 0; i < ids.size(); ++i) {
-        if (ids[i] != mask_) continue;
-        const std::vector<float> scores = scores_of(rows.head.subspan(i * vocab, vocab), ScoreKind::softmax);
-        masks[text].push_back({i, best_of(scores, arguments_.top_k)});
-      }
-    });
+    // The head has a value for every token of the vocabulary: it runs for masked tokens alone.
+    model_.run(encoded, {.hidden = false, .head = true, .head_rows = positions},
+               [&](std::size_t text, const TextRows& rows) {
+                 masks[text].reserve(positions[text].size());
+                 for (std::size_t i = 0; i < positions[text].size(); ++i) {
+                   const std::vector<float> scores = scores_of(rows.head.subspan(i * vocab, vocab), ScoreKind::softmax);
+                   masks[text].push_back({positions[text][i], best_of(scores, arguments_.top_k)});
+                 }
+               });
     for (std::size_t i = 0; i < texts.size(); ++i) print(texts[i], masks[i]);
   }
   std::size_t cut() const { return cut_; }
   std::size_t max_length() const { return model_.max_length(); }
 
  private:
-  void check(const EncodedText& encoded, const std::string& text, std::size_t number) const {
+  std::vector<std::int32_t> masked(const EncodedText& encoded) const {
+    std::vector<std::int32_t> out;
+    for (std::size_t i = 0; i < encoded.ids.size(); ++i) {
+      if (encoded.ids[i] == mask_) out.push_back(static_cast<std::int32_t>(i));
+    }
+    return out;
+  }
+
+  [[noreturn]] void refuse(const std::string& text, std::size_t number) const {
     const std::string spelling = model_.tokenizer().token(mask_);
-    if (std::find(encoded.ids.begin(), encoded.ids.end(), mask_) != encoded.ids.end()) return;
     if (text.find(spelling) != std::string::npos) {
       fail("the {} of text {} stands behind the {} tokens that are kept: give a shorter text or a larger --max-length",
            spelling, number, model_.max_length());
@@ -101,8 +109,7 @@ class MaskFiller {
 };
 
 int run(const Arguments& arguments) {
-  TextModelOptions options = arguments.model.text_model_options();
-  options.engine.pass_rows = kPassRows;
+  const TextModelOptions options = arguments.model.text_model_options();
   const auto checkpoint = arguments.model.open();
   require_head(*checkpoint, {HeadKind::masked_lm}, "nibble fill-mask");
   MaskFiller filler(arguments, checkpoint, options);

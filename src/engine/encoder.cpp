@@ -4,16 +4,18 @@
 #include "core/clock.h"
 #include "core/error.h"
 #include "core/float_convert.h"
+#include "engine/audio_input.h"
 #include "engine/configuration.h"
-#include "engine/encoder_checks.h"
 #include "engine/lowering.h"
 #include "engine/pass.h"
+#include "engine/row_buckets.h"
 #include "engine/weights.h"
 #include "models/family.h"
 
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <limits>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -28,24 +30,10 @@ using Clock = std::chrono::steady_clock;
 constexpr std::int64_t kPassRows = 1024;
 // On a GPU: larger products run no faster, and activations stay some hundred MB.
 constexpr std::int64_t kGpuPassRows = 65536;
+// Rows of the head where all are wanted.
+constexpr std::int64_t kAllRows = std::numeric_limits<std::int64_t>::max();
 // Captured passes that are kept; each holds some hundred nodes.
 constexpr std::size_t kMostGraphs = 256;
-
-// Up to so many rows captured passes have steps of kStep rows.
-constexpr std::int64_t kFine = 2048;
-constexpr std::int64_t kStep = 64;
-static_assert(kStep == SequenceTiles::kRows);
-
-// Rows that a captured pass of `rows` rows has: beyond kFine at most 3% more than asked for.
-std::int64_t bucket_of(std::int64_t rows) {
-  constexpr std::int64_t kShare = 34;
-  std::int64_t step = kStep;
-  if (rows > kFine) {
-    step = kStep / 2;
-    while (2 * step * kShare <= rows) step *= 2;
-  }
-  return round_up(rows, step);
-}
 
 // The sequences [first, last) of a batch, which one pass takes.
 struct Group {
@@ -65,7 +53,9 @@ struct GraphKey {
   std::int64_t sequences = 0;
   std::int64_t length = 0;  // of the padded batch that it leaves on the device; 0: it leaves none
   bool types = false;
-  bool tiles = false;  // of whole sequences
+  bool tiles = false;           // of short sequences
+  std::int64_t steps = 0;       // of recordings: all of them,
+  std::int64_t each_steps = 0;  // and AudioInput::settled_steps()
   auto operator<=>(const GraphKey&) const = default;
 };
 
@@ -86,23 +76,21 @@ struct EncoderEngine::Impl {
   Weights weights;
 
   PassRunner runner;
-  std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded, audio_steps, spectrograms;
+  std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded;
+  std::unique_ptr<AudioInput> audio;
   std::map<GraphKey, std::unique_ptr<Graph>> graphs;
-  std::size_t table_used = 0;                  // bytes at the head of `staging` that the pass at hand needs in `tables`
-  MatrixRef resident_hidden;                   // what on_device() gives
-  std::int64_t most_attended_tiles = 0;        // LoweredNode::most_tiles of all nodes that take in attention
+  std::size_t maps_used = 0;        // bytes of the pass at hand in `staging`, which the rows asked of its head follow
+  std::int64_t tiles_attended = 0;  // most_attended_tiles()
+  MatrixRef resident_hidden;        // what on_device() gives
   std::vector<std::int32_t> lengths_of_batch;  // of the images or recordings at hand, in rows
 
   bool eager() const { return options.path == EncoderPath::eager; }
   bool gpu() const { return backend->device().info().kind == DeviceKind::cuda; }
-  // Where the frames of recordings begin is no part of what a capture could read anew.
-  bool captures() const { return gpu() && !eager() && options.capture && !program.audio; }
+  bool captures() const { return gpu() && !eager() && options.capture && (!audio || audio->repeats()); }
   bool head_has_rows() const {
     return program.head == HeadKind::masked_lm || program.head == HeadKind::token_class ||
            program.head == HeadKind::question_answer;
   }
-  // Samples stay as they are.
-  DType steps_type() const { return program.audio->channels > 1 ? sizes.activations : DType::f32; }
   std::int64_t head_columns() const {
     return program.logits < 0 ? 0 : program.buffers[static_cast<std::size_t>(program.logits)].columns;
   }
@@ -110,39 +98,45 @@ struct EncoderEngine::Impl {
   void configure();
   void allocate();
   void check_kind(std::string_view given, const EncoderWants& wants) const;
+  void check(const EncoderBatch& batch) const;
+  void check_head_rows(const EncoderBatch& batch, const EncoderWants& wants) const;
+  void check(const ImageBatch& batch) const;
   Input input_of(const ImageBatch& batch);
   Input input_of(const AudioBatch& batch);
-  void reserve_for(const Input& batch) {
-    reserve(batch.sequences, batch.audio != nullptr ? batch.audio->steps : batch.length);
+  void reserve_for(const Input& batch, const EncoderWants& wants) {
+    const bool some = !wants.head || !wants.head_rows.empty();
+    reserve(batch.sequences, batch.audio != nullptr ? batch.audio->steps : batch.length,
+            some ? static_cast<std::int64_t>(wants.head_rows.size()) : kAllRows);
   }
-  void reserve(std::int64_t sequences, std::int64_t length);
+  void reserve(std::int64_t sequences, std::int64_t length, std::int64_t head_rows);
   void forward(const Input& batch, const EncoderWants& wants, EncoderResult& result);
   std::vector<NodeTime> profile(const Input& batch);
   std::int64_t rows_of(const EncoderBatch& batch, std::int64_t sequence) const {
     return eager() ? batch.length : batch.lengths[static_cast<std::size_t>(sequence)];
   }
-  std::int64_t steps_of(const AudioBatch& batch, std::int64_t recording) const {
-    const bool all = eager() || program.audio->padding_counts || batch.lengths.empty();
-    return all ? batch.steps : batch.lengths[static_cast<std::size_t>(recording)];
-  }
   std::vector<Group> groups(const EncoderBatch& batch) const;
   std::int32_t head_row(const EncoderBatch& batch, std::int64_t sequence) const;
-  std::int64_t tiles_of(std::span<const std::int32_t> row_begin, const Pass& pass) const;
+  std::span<const TokenPlace> head_rows_of(const Group& group, const EncoderWants& wants) const;
   Pass begin_pass(const Input& batch, const Group& group, const EncoderWants& wants);
-  void add_audio(const AudioBatch& batch, const Group& group, std::span<const std::int32_t> begin, Pass& pass);
-  void send_tables() {
-    if (table_used > 0) stream->copy_to_device(tables->data(), staging->data(), table_used);
+  // What comes before the first node.
+  void begin_work(const Pass& pass) {
+    const std::size_t asked = static_cast<std::size_t>(pass.logits) * sizeof(std::int32_t);
+    stream->copy_to_device(tables->data(), staging->data(), maps_used + asked);
+    if (audio) audio->enqueue();
   }
   MatrixRef padded_rows(const Group& group, std::int64_t length) const;
   void work(const Pass& pass, const Group& group, std::int64_t length, bool on_device);
-  void replay(const Pass& pass, const Group& group, std::int64_t length, bool on_device);
+  void replay(const Input& batch, const Pass& pass, const Group& group, bool on_device);
   void copy_out(const MatrixRef& from, std::int64_t row, std::size_t rows, float* to) const;
   void run(const Pass& pass, const std::function<void(std::size_t node)>& after) {
     for (std::size_t i = 0; i < nodes.size(); ++i) {
       if (runner.skips(i, pass)) continue;
-      if (!runner.enqueue(i, pass)) fail("{} cannot be run by an encoder", nodes[i].name());
+      enqueue(i, pass);
       if (after) after(i);
     }
+  }
+  void enqueue(std::size_t node, const Pass& pass) const {
+    if (!runner.enqueue(node, pass)) fail("{} cannot be run by an encoder", nodes[node].name());
   }
   void take_rows(BufferId buffer, const Pass& pass, const EncoderBatch& batch, const Group& group, bool all_rows,
                  std::vector<float>& to) const;
@@ -190,9 +184,11 @@ void EncoderEngine::Impl::configure() {
   if (gpu() && !eager()) lowering.full_precision = "wgmma";
   lowering.backend = traits;
   nodes = lower(program, backend->device(), lowering);
-  for (const LoweredNode& node : nodes) {
-    if (node.attention && (most_attended_tiles == 0 || node.most_tiles < most_attended_tiles))
-      most_attended_tiles = node.most_tiles;
+  tiles_attended = most_attended_tiles(nodes);
+  if (program.audio) {
+    audio = std::make_unique<AudioInput>(
+        *program.audio, *backend, *stream,
+        AudioInput::Options{.activations = sizes.activations, .aligned = sizes.aligned_frames, .padded = eager()});
   }
 }
 
@@ -204,8 +200,9 @@ void EncoderEngine::Impl::allocate() {
   scratch = device.allocate(plan.workspace, "scratch of kernels");
   const auto rows = static_cast<std::size_t>(sizes.max_rows);
   const auto batch = static_cast<std::size_t>(sizes.max_batch);
-  // Tokens, positions, types and rows asked for; where sequences and tiles of them begin, and how much of each counts.
-  const std::size_t map_bytes = (4 * rows + 4 * (batch + 1)) * sizeof(std::int32_t);
+  // Tokens, positions, types and rows asked for; where sequences, their frames and their tiles begin, and how much of
+  // each counts.
+  const std::size_t map_bytes = (4 * rows + 5 * (batch + 1)) * sizeof(std::int32_t);
   tables = device.allocate(map_bytes, "maps of rows");
   staging = device.allocate_staging(map_bytes);
   graphs.clear();
@@ -213,13 +210,7 @@ void EncoderEngine::Impl::allocate() {
     pixels = device.allocate(static_cast<std::size_t>(sizes.max_images * program.image->values()) * sizeof(float),
                              "the pixels of a pass");
   }
-  if (program.audio) {
-    const std::int64_t room = program.audio->room(sizes.max_steps, 0, sizes.aligned_frames);
-    const auto values = static_cast<std::size_t>(sizes.max_images * room * program.audio->channels);
-    audio_steps = device.allocate(values * bytes_of(steps_type()), "the audio of a pass");
-    if (gpu() && program.audio->channels > 1)
-      spectrograms = device.allocate(values * sizeof(float), "the spectrograms of a pass");
-  }
+  if (audio) audio->allocate(sizes.max_images, sizes.max_steps);
   runner = PassRunner({.backend = backend.get(),
                        .stream = stream.get(),
                        .program = &program,
@@ -244,6 +235,27 @@ void EncoderEngine::Impl::check_kind(std::string_view given, const EncoderWants&
     fail("{} has no head (its architecture in config.json says so, or the tensors are missing): ask for hidden states",
          checkpoint->folder().string());
   }
+  if (!wants.head_rows.empty() && !(wants.head && head_has_rows())) {
+    fail("rows of a head were asked for, but {}: leave them out",
+         wants.head ? "the head of " + checkpoint->folder().string() + " gives one for each sequence"
+                    : "not what the head gives");
+  }
+}
+
+void EncoderEngine::Impl::check(const ImageBatch& batch) const {
+  const ImageShape& shape = *program.image;
+  if (batch.images < 1) fail("a batch of {} images was given; expected at least one", batch.images);
+  if (batch.channels != shape.channels || batch.height != shape.size || batch.width != shape.size) {
+    fail(
+        "images of {} x {} pixels (width, height) with {} channels were given, but {} takes {} x {} with {}: resize "
+        "them as its preprocessor_config.json says",
+        batch.width, batch.height, batch.channels, checkpoint->folder().string(), shape.size, shape.size,
+        shape.channels);
+  }
+  if (batch.pixels.size() != static_cast<std::size_t>(checked_mul(batch.images, shape.values(), "a batch of images"))) {
+    fail("a batch of {} images of {} x {} pixels with {} channels came with {} values", batch.images, batch.width,
+         batch.height, batch.channels, batch.pixels.size());
+  }
 }
 
 Input EncoderEngine::Impl::input_of(const ImageBatch& batch) {
@@ -257,6 +269,54 @@ Input EncoderEngine::Impl::input_of(const AudioBatch& batch) {
   for (std::size_t r = 0; r < batch.lengths.size(); ++r)
     lengths_of_batch[r] = static_cast<std::int32_t>(program.audio->frames(batch.lengths[r]));
   return {{batch.recordings, frames, {}, lengths_of_batch, {}}, {}, &batch};
+}
+
+void EncoderEngine::Impl::check(const EncoderBatch& batch) const {
+  const auto cells = static_cast<std::size_t>(checked_mul(batch.sequences, batch.length, "the tokens of a batch"));
+  if (batch.sequences < 1 || batch.length < 1) {
+    fail("a batch of {} sequences of {} tokens was given; expected at least one of each", batch.sequences,
+         batch.length);
+  }
+  if (batch.ids.size() != cells || batch.lengths.size() != static_cast<std::size_t>(batch.sequences) ||
+      (!batch.types.empty() && batch.types.size() != cells)) {
+    fail("a batch of {} sequences of {} tokens came with {} ids, {} lengths and {} types", batch.sequences,
+         batch.length, batch.ids.size(), batch.lengths.size(), batch.types.size());
+  }
+  if (!batch.types.empty() && program.types == 0)
+    fail("token types were given to a {} model, which has none: leave them out", program.architecture);
+  for (std::int64_t s = 0; s < batch.sequences; ++s) {
+    const std::int32_t length = batch.lengths[static_cast<std::size_t>(s)];
+    if (length < 1 || length > batch.length)
+      fail("sequence {} has a length of {}; expected 1 to {}", s, length, batch.length);
+    for (std::int64_t i = 0; i < rows_of(batch, s); ++i) {
+      const auto at = static_cast<std::size_t>(s * batch.length + i);
+      if (batch.ids[at] < 0 || batch.ids[at] >= program.vocab) {
+        fail("sequence {} holds token id {}, but the model's vocabulary has {} entries", s, batch.ids[at],
+             program.vocab);
+      }
+      if (!batch.types.empty() && (batch.types[at] < 0 || batch.types[at] >= program.types)) {
+        fail("sequence {} holds token type {}, but the model knows {}", s, batch.types[at], program.types);
+      }
+    }
+  }
+}
+
+void EncoderEngine::Impl::check_head_rows(const EncoderBatch& batch, const EncoderWants& wants) const {
+  std::pair<std::int32_t, std::int32_t> last{-1, -1};
+  for (const TokenPlace& place : wants.head_rows) {
+    if (place.sequence < 0 || place.sequence >= batch.sequences ||  //
+        place.position < 0 || place.position >= batch.lengths[static_cast<std::size_t>(place.sequence)]) {
+      fail("the head's row of token {} of sequence {} was asked for, which the batch does not have: count both from 0",
+           place.position, place.sequence);
+    }
+    if (last >= std::pair{place.sequence, place.position}) {
+      fail(
+          "the head's row of token {} of sequence {} was asked for behind that of token {} of sequence {}: expected "
+          "rows in the order of the batch, none twice",
+          place.position, place.sequence, last.second, last.first);
+    }
+    last = {place.sequence, place.position};
+  }
 }
 
 // Whole sequences, in passes of about the same number of rows.
@@ -295,14 +355,13 @@ std::int32_t EncoderEngine::Impl::head_row(const EncoderBatch& batch, std::int64
   return found == ids.end() ? 0 : static_cast<std::int32_t>(found - ids.begin());
 }
 
-// Places for tiles of a pass's sequences; 0 where one is longer than a tile, or there are too many rows for kernels
-// that attend in tiles.
-std::int64_t EncoderEngine::Impl::tiles_of(std::span<const std::int32_t> row_begin, const Pass& pass) const {
-  if (pass.map.rows > kFine || pass.map.rows > most_attended_tiles * SequenceTiles::kRows) return 0;
-  for (std::size_t s = 0; s + 1 < row_begin.size(); ++s) {
-    if (row_begin[s + 1] - row_begin[s] > SequenceTiles::kRows) return 0;
-  }
-  return most_tiles(pass.map.rows, pass.map.sequences);
+// Those of a group among the rows of the head that are asked for.
+std::span<const TokenPlace> EncoderEngine::Impl::head_rows_of(const Group& group, const EncoderWants& wants) const {
+  const auto from = [&](std::int64_t sequence) {
+    return std::partition_point(wants.head_rows.begin(), wants.head_rows.end(),
+                                [&](const TokenPlace& place) { return place.sequence < sequence; });
+  };
+  return {from(group.first), from(group.last)};
 }
 
 // Writes a pass's maps to the staging memory, one behind the other, for a single copy to the device.
@@ -348,19 +407,32 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
     tokens[at] = positions[at] = 0;
     if (!batch.types.empty()) types[at] = 0;
   }
+  if (batch.audio != nullptr) {
+    audio->begin(*batch.audio, group.first, group.last, captures(), pass);
+    pass.token_begin.assign(begin, begin + pass.map.sequences + 1);
+    pass.kept = on_device(counted);
+    std::int32_t* const last_begin = take(pass.map.sequences);
+    std::transform(pass.frame_begin.back().begin(), pass.frame_begin.back().end() - 1, last_begin,
+                   [](std::int64_t row) { return static_cast<std::int32_t>(row); });
+    pass.last_begin = on_device(last_begin);
+  }
   const std::span<const std::int32_t> row_begin(begin, static_cast<std::size_t>(pass.map.sequences) + 1);
-  if (const std::int64_t tiles = tiles_of(row_begin, pass); tiles > 0) {
-    auto* const to = reinterpret_cast<TileBegin*>(take(2 * (tiles + 1)));
-    const std::span filled(to, static_cast<std::size_t>(tiles) + 1);
-    if (pack_tiles(row_begin, filled) <= most_attended_tiles) {
-      // A capture's rows are the fewest steps of 64 that hold the pass's.
-      pass.tiles = {tiles, ceil_div(pass.map.rows, SequenceTiles::kRows),
-                    reinterpret_cast<const TileBegin*>(on_device(reinterpret_cast<const std::int32_t*>(to))),
+  if (pass.map.rows <= std::min(kMostFineRows, tiles_attended * SequenceTiles::kRows)) {
+    const std::int64_t tiles = places_for_tiles(row_begin, pass.map.rows);
+    auto* const at_host = reinterpret_cast<TileBegin*>(host);
+    if (tiles > 0 && pack_tiles(row_begin, {at_host, static_cast<std::size_t>(tiles) + 1}) <= tiles_attended) {
+      const std::int32_t* const first = on_device(take(2 * (tiles + 1)));
+      // The rows of a capture are less than a step more than those of the sequences.
+      static_assert(kBucketStep == SequenceTiles::kRows);
+      pass.tiles = {tiles, ceil_div(pass.map.rows, SequenceTiles::kRows), reinterpret_cast<const TileBegin*>(first),
                     on_device(begin)};
     }
   }
+  maps_used = static_cast<std::size_t>(reinterpret_cast<std::byte*>(host) - staging->data());
   std::int32_t* const asked = host;
-  if (wants.head) {
+  for (const TokenPlace& place : head_rows_of(group, wants))
+    *take(1) = begin[place.sequence - group.first] + place.position;
+  if (wants.head && wants.head_rows.empty()) {
     for (std::int64_t s = group.first; s < group.last; ++s) {
       const std::int32_t first = begin[s - group.first];
       if (!head_has_rows()) {
@@ -370,7 +442,6 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
       for (std::int32_t i = 0; i < batch.lengths[static_cast<std::size_t>(s)]; ++i) *take(1) = first + i;
     }
   }
-  table_used = static_cast<std::size_t>(reinterpret_cast<std::byte*>(host) - staging->data());
   pass.map.tokens = on_device(tokens);
   pass.map.positions = on_device(positions);
   pass.map.row_begin = on_device(begin);
@@ -386,11 +457,6 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
                                                              static_cast<std::size_t>(pass.images) * values);
     stream->copy_to_device(pixels->data(), part.data(), part.size_bytes());
   }
-  if (batch.audio != nullptr) {
-    const auto sequences = static_cast<std::size_t>(pass.map.sequences);
-    pass.kept.assign(counted, counted + sequences);
-    add_audio(*batch.audio, group, std::span(begin, sequences + 1), pass);
-  }
   return pass;
 }
 
@@ -405,7 +471,7 @@ MatrixRef EncoderEngine::Impl::padded_rows(const Group& group, std::int64_t leng
 
 // Everything of a pass that runs on the device.
 void EncoderEngine::Impl::work(const Pass& pass, const Group& group, std::int64_t length, bool on_device) {
-  send_tables();
+  begin_work(pass);
   run(pass, {});
   if (on_device) {
     backend->pad_rows(runner.matrix(program.hidden_state, pass), pass.map.row_begin, pass.map.sequences, length,
@@ -413,22 +479,32 @@ void EncoderEngine::Impl::work(const Pass& pass, const Group& group, std::int64_
   }
 }
 
-// The same from a capture: of rows in steps, so that few are needed.
-void EncoderEngine::Impl::replay(const Pass& pass, const Group& group, std::int64_t length, bool on_device) {
-  const GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr,
-                     pass.tiles.tiles > 0};
-  const auto found = graphs.find(key);
-  if (found != graphs.end()) {
+// The same from a capture: of rows in steps, so that few are needed. What the head does depends on how many rows are
+// asked of it: it is enqueued by itself.
+void EncoderEngine::Impl::replay(const Input& batch, const Pass& pass, const Group& group, bool on_device) {
+  const std::int64_t length = batch.length;
+  GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr,
+               pass.tiles.tiles > 0};
+  if (batch.audio != nullptr) key.steps = pass.steps.rows, key.each_steps = audio->settled_steps(*batch.audio);
+  Pass body = pass;
+  body.logits = 0;
+  if (const auto found = graphs.find(key); found != graphs.end()) {
     stream->launch(*found->second);
-    return;
+  } else {
+    // What is made when it is first used (plans of products, code) is made now: not within a capture.
+    work(body, group, length, on_device);
+    stream->synchronize();
+    if (graphs.size() >= kMostGraphs) graphs.clear();
+    stream->begin_capture();
+    work(body, group, length, on_device);
+    graphs.emplace(key, stream->end_capture());
   }
-  // What is made when it is first used (plans of products, code) is made now: not within a capture.
-  work(pass, group, length, on_device);
-  stream->synchronize();
-  if (graphs.size() >= kMostGraphs) graphs.clear();
-  stream->begin_capture();
-  work(pass, group, length, on_device);
-  graphs.emplace(key, stream->end_capture());
+  if (pass.logits == 0) return;
+  stream->copy_to_device(tables->data() + maps_used, staging->data() + maps_used,
+                         static_cast<std::size_t>(pass.logits) * sizeof(std::int32_t));
+  for (std::size_t i = 0; i < nodes.size(); ++i) {
+    if (runner.skips(i, body)) enqueue(i, pass);
+  }
 }
 
 // Rows of a buffer to the host as f32. What was enqueued before has run.
@@ -445,42 +521,6 @@ void EncoderEngine::Impl::copy_out(const MatrixRef& from, std::int64_t row, std:
   stream->synchronize();
   for (std::size_t i = 0; i < count; ++i)
     to[i] = from.dtype == DType::f16 ? half_to_float(raw[i]) : bf16_to_float(raw[i]);
-}
-
-// The steps of a group's recordings, a row each, and where the rows of each begin behind each stage.
-void EncoderEngine::Impl::add_audio(const AudioBatch& batch, const Group& group, std::span<const std::int32_t> begin,
-                                    Pass& pass) {
-  const AudioShape& shape = *program.audio;
-  pass.images = pass.map.sequences;
-  pass.token_begin.assign(begin.begin(), begin.end());
-  pass.frame_begin.assign(shape.stages.size() + 1, {0});
-  pass.frames.resize(shape.stages.size() + 1);
-  pass.steps = {audio_steps->data(), steps_type(), 0, batch.channels, batch.channels};
-  for (std::int64_t r = group.first; r < group.last; ++r) {
-    const std::int64_t steps = steps_of(batch, r);
-    const std::int64_t place = pass.frame_begin.front().back() * batch.channels;
-    std::byte* const to = audio_steps->data() + static_cast<std::size_t>(place) * bytes_of(steps_type());
-    for (std::size_t stage = 0; stage < pass.frame_begin.size(); ++stage) {
-      pass.frame_begin[stage].push_back(pass.frame_begin[stage].back() +
-                                        shape.room(steps, stage, sizes.aligned_frames));
-      pass.frames[stage].push_back(shape.frames(steps, stage));
-    }
-    const auto values = static_cast<std::size_t>(steps * batch.channels);
-    const float* from = batch.values.data() + r * batch.channels * batch.steps;
-    if (batch.channels == 1) {
-      stream->copy_to_device(to, from, values * sizeof(float));
-      continue;
-    }
-    MatrixRef bins{const_cast<float*>(from), DType::f32, batch.channels, steps, batch.steps};
-    if (gpu()) {
-      const std::int64_t each = batch.channels * batch.steps;
-      bins.data = spectrograms->data() + static_cast<std::size_t>((r - group.first) * each) * sizeof(float);
-      stream->copy_to_device(bins.data, from,
-                             static_cast<std::size_t>((batch.channels - 1) * batch.steps + steps) * sizeof(float));
-    }
-    backend->transpose(bins, {to, steps_type(), steps, batch.channels, batch.channels}, *stream);
-  }
-  pass.steps.rows = pass.frame_begin.front().back();
 }
 
 // Copies a buffer's rows to their places among the sequences' columns; zeros where there is no row. all_rows: there is
@@ -500,7 +540,7 @@ void EncoderEngine::Impl::take_rows(BufferId buffer, const Pass& pass, const Enc
   }
 }
 
-void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
+void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length, std::int64_t head_rows) {
   const std::int64_t steps = length;
   if (program.audio) {
     length = program.audio->frames(steps);
@@ -514,8 +554,10 @@ void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
          program.max_positions, checkpoint->folder().string());
   }
   if (program.image) length = program.max_positions;
-  const bool fits = length <= sizes.max_tokens && (!program.audio || steps <= sizes.max_steps);
+  const bool fits = length <= sizes.max_tokens && (!program.audio || steps <= sizes.max_steps) &&
+                    (!head_has_rows() || std::min(head_rows, sizes.max_rows) <= sizes.max_logit_rows);
   if (arena && sequences <= sizes.max_batch && fits) return;
+  head_rows = std::max(head_rows, arena ? sizes.max_logit_rows : 1);
   sizes.max_batch = std::max(sequences, arena ? sizes.max_batch : 1);
   sizes.max_tokens = std::max(length, arena ? sizes.max_tokens : 1);
   const std::int64_t all = checked_mul(sizes.max_batch, sizes.max_tokens, "the rows of a batch");
@@ -524,7 +566,7 @@ void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
   if (program.image || program.audio) sizes.max_images = sizes.max_rows / sizes.max_tokens;
   if (captures()) sizes.max_rows = bucket_of(sizes.max_rows);
   if (program.audio) sizes.max_steps = std::max(steps, sizes.max_steps);
-  sizes.max_logit_rows = head_has_rows() ? sizes.max_rows : std::min(sizes.max_batch, sizes.max_rows);
+  sizes.max_logit_rows = std::min(head_has_rows() ? head_rows : sizes.max_batch, sizes.max_rows);
   plan = make_plan(program, nodes, sizes, *backend, table_bytes);
   if (plan.total() > plan.device_memory) {
     constexpr double kGb = 1e9;
@@ -541,11 +583,16 @@ void EncoderEngine::Impl::reserve(std::int64_t sequences, std::int64_t length) {
 }
 
 void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants, EncoderResult& result) {
-  reserve_for(batch);
+  reserve_for(batch, wants);
   const auto cells = static_cast<std::size_t>(batch.sequences * batch.length);
   const auto columns = static_cast<std::size_t>(head_columns());
   if (wants.hidden) result.hidden.resize(cells * static_cast<std::size_t>(program.hidden));
-  if (wants.head) result.head.resize((head_has_rows() ? cells : static_cast<std::size_t>(batch.sequences)) * columns);
+  if (wants.head) {
+    const std::size_t rows = !wants.head_rows.empty() ? wants.head_rows.size()
+                             : head_has_rows()        ? cells
+                                                      : static_cast<std::size_t>(batch.sequences);
+    result.head.resize(rows * columns);
+  }
   if (wants.on_device) {
     if (!backend->traits().fuses_add_norm)
       fail("hidden states in device memory were asked for of {}, which has none", backend->device().info().name);
@@ -570,8 +617,8 @@ void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants,
       resident_hidden = runner.matrix(program.hidden_state, pass);
       resident_hidden.rows = static_cast<std::int64_t>(cells);
     }
-    if (captures() && !wants.head) {
-      replay(pass, group, batch.length, pads);
+    if (captures()) {
+      replay(batch, pass, group, pads);
     } else {
       work(pass, group, batch.length, pads);
     }
@@ -579,24 +626,28 @@ void EncoderEngine::Impl::forward(const Input& batch, const EncoderWants& wants,
     stream->synchronize();
     if (wants.hidden) take_rows(program.hidden_state, pass, batch, group, true, result.hidden);
     if (!wants.head) continue;
-    if (head_has_rows()) {
+    if (head_has_rows() && wants.head_rows.empty()) {
       take_rows(program.logits, pass, batch, group, false, result.head);
     } else {
+      const std::size_t first =
+          wants.head_rows.empty()
+              ? static_cast<std::size_t>(group.first)
+              : static_cast<std::size_t>(head_rows_of(group, wants).data() - wants.head_rows.data());
       copy_out(runner.matrix(program.logits, pass), 0, static_cast<std::size_t>(pass.logits),
-               result.head.data() + static_cast<std::size_t>(group.first) * columns);
+               result.head.data() + first * columns);
     }
   }
   if (wants.hidden || wants.head) stream->synchronize();
 }
 
 std::vector<NodeTime> EncoderEngine::Impl::profile(const Input& batch) {
-  reserve_for(batch);
+  reserve_for(batch, {});
   std::vector<NodeTime> out;
   out.reserve(nodes.size());
   for (const LoweredNode& node : nodes) out.push_back({node.name(), node.node.layer, 0});
   for (const Group& group : groups(batch)) {
     const Pass pass = begin_pass(batch, group, {});
-    send_tables();
+    begin_work(pass);
     Clock::time_point start = Clock::now();
     run(pass, [&](std::size_t node) {
       stream->synchronize();
@@ -684,7 +735,9 @@ Cost EncoderEngine::cost(std::span<const std::int32_t> lengths) const {
   return total;
 }
 
-void EncoderEngine::reserve(std::int64_t sequences, std::int64_t length) { impl_->reserve(sequences, length); }
+void EncoderEngine::reserve(std::int64_t sequences, std::int64_t length) {
+  impl_->reserve(sequences, length, kAllRows);
+}
 
 MatrixRef EncoderEngine::on_device() const { return impl_->resident_hidden; }
 
@@ -697,43 +750,43 @@ void EncoderEngine::release() {
   impl_->scratch.reset();
   impl_->tables.reset();
   impl_->pixels.reset();
-  impl_->audio_steps.reset();
-  impl_->spectrograms.reset();
+  if (impl_->audio) impl_->audio->release();
 }
 
 void EncoderEngine::forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result) {
   impl_->check_kind("text", wants);
-  check_batch(batch, impl_->program, impl_->eager());
+  impl_->check(batch);
+  impl_->check_head_rows(batch, wants);
   impl_->forward({batch}, wants, result);
 }
 
 void EncoderEngine::forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result) {
   impl_->check_kind("images", wants);
-  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
+  impl_->check(batch);
   impl_->forward(impl_->input_of(batch), wants, result);
 }
 
 void EncoderEngine::forward(const AudioBatch& batch, const EncoderWants& wants, EncoderResult& result) {
   impl_->check_kind("audio", wants);
-  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
+  check_audio(batch, *impl_->program.audio, impl_->checkpoint->folder().string());
   impl_->forward(impl_->input_of(batch), wants, result);
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const EncoderBatch& batch) {
   impl_->check_kind("text", {});
-  check_batch(batch, impl_->program, impl_->eager());
+  impl_->check(batch);
   return impl_->profile({batch});
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const ImageBatch& batch) {
   impl_->check_kind("images", {});
-  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
+  impl_->check(batch);
   return impl_->profile(impl_->input_of(batch));
 }
 
 std::vector<NodeTime> EncoderEngine::profile(const AudioBatch& batch) {
   impl_->check_kind("audio", {});
-  check_batch(batch, impl_->program, impl_->checkpoint->folder().string());
+  check_audio(batch, *impl_->program.audio, impl_->checkpoint->folder().string());
   return impl_->profile(impl_->input_of(batch));
 }
 

@@ -73,10 +73,19 @@ struct AudioBatch {
   std::span<const std::int32_t> lengths;  // [recordings] steps of each; empty: all of them
 };
 
+/// A token of a batch.
+struct TokenPlace {
+  std::int32_t sequence = 0;
+  std::int32_t position = 0;  // among the sequence's tokens
+};
+
 /// Which results are wanted; what is not wanted costs nothing.
 struct EncoderWants {
   bool hidden = true;  // [sequences, length, hidden]; an image's length is max_length(), a recording's frames()
-  bool head = false;   // [sequences, length or 1, head_columns()]
+  bool head = false;   // [sequences, length or 1, head_columns()], or [head_rows, head_columns()]
+  /// Of a head that gives a row for each token: those that are wanted, in the order of the batch, none twice; empty:
+  /// all of them.
+  std::span<const TokenPlace> head_rows = {};
   /// Hidden states [sequences, length, hidden] in device memory, of the type computed in (EncoderEngine::on_device());
   /// only on a GPU.
   bool on_device = false;
@@ -86,8 +95,8 @@ struct EncoderResult {
   /// The hidden state after the last block. On the fast path rows of padding are zeros; on the eager path they hold
   /// what the model makes of padding.
   std::vector<float> hidden;
-  /// What the head makes of each row (a masked language model's, a classifier of tokens) or of each sequence (a pooler,
-  /// a classifier of sequences). Rows of padding are zeros on both paths.
+  /// What the head makes of each row (a masked language model's, a classifier of tokens), of the rows asked for, or of
+  /// each sequence (a pooler, a classifier of sequences). Rows of padding are zeros on both paths.
   std::vector<float> head;
 };
 
@@ -126,15 +135,16 @@ class EncoderEngine {
   bool head_has_rows() const;
 
   /// Plans and takes the memory for batches of up to that many sequences of up to that many tokens, or of that many
-  /// images, whose length is always max_length(), or of that many recordings of up to that many steps. Error with what
-  /// to change where they do not fit the device.
+  /// images, whose length is always max_length(), or of that many recordings of up to that many steps, whose heads are
+  /// wanted of all rows. Error with what to change where they do not fit the device.
   void reserve(std::int64_t sequences, std::int64_t length);
 
   /// Gives back what reserve() took.
   void release();
 
   /// Runs a batch; reserve() first where it needs more than there is. Error naming the sequence for ids outside of the
-  /// vocabulary, lengths out of range, models of images, and models without a head whose result is wanted.
+  /// vocabulary, lengths out of range, models of images, models without a head whose result is wanted, and rows of the
+  /// head that there are not.
   void forward(const EncoderBatch& batch, const EncoderWants& wants, EncoderResult& result);
   /// The same for a model of images; Error where their size is not the model's.
   void forward(const ImageBatch& batch, const EncoderWants& wants, EncoderResult& result);

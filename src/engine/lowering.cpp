@@ -334,6 +334,14 @@ std::string LoweredNode::name() const {
   return out;
 }
 
+std::int64_t most_attended_tiles(const std::vector<LoweredNode>& nodes) {
+  std::int64_t out = 0;
+  for (const LoweredNode& node : nodes) {
+    if (node.attention) out = out == 0 ? node.most_tiles : std::min(out, node.most_tiles);
+  }
+  return out;
+}
+
 std::vector<LoweredNode> lower(const Program& program, Device& device, const LoweringOptions& options) {
   return Lowerer(program, device, options).run();
 }

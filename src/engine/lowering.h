@@ -51,6 +51,9 @@ struct LoweringOptions {
   BackendTraits backend;
 };
 
+/// The most tiles of short sequences for which all nodes that can take in attention do so; 0: there are none.
+std::int64_t most_attended_tiles(const std::vector<LoweredNode>& nodes);
+
 /// With kernel "auto", quantised sites get the kernel that measures fastest on the device at decode_rows and max_rows
 /// rows (kernels/autotune.h), the others the dense one. Throws Error where the named kernel cannot run a site, with the
 /// kernel's reason; UsageError where there is no such kernel.

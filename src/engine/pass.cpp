@@ -140,6 +140,10 @@ void PassRunner::enqueue_convolve(const LoweredNode& lowered, const Pass& pass) 
   args.y_begin = begin(y);
   args.y = matrix(y, pass);
   args.workspace = p_.scratch;
+  const auto of_tokens = [&](BufferId id) {
+    return id >= 0 && p_.program->buffers[static_cast<std::size_t>(id)].rows == RowSet::tokens;
+  };
+  if (of_tokens(node.x) && of_tokens(y)) args.begin = pass.map.row_begin;
   p_.backend->convolve(p_.weights->convolution(node.module), args, *p_.stream);
 }
 
@@ -219,8 +223,9 @@ bool PassRunner::enqueue(std::size_t index, const Pass& pass) const {
   } else if (const auto* over_time = std::get_if<InstanceNormNode>(&op)) {
     enqueue_instance_norm(lowered, *over_time, pass);
   } else if (const auto* trim = std::get_if<TrimNode>(&op)) {
-    ops.trim_frames(
-        {matrix(trim->x, pass), pass.frame_begin.back(), pass.kept, matrix(trim->y, pass), pass.token_begin}, s);
+    ops.trim_frames({matrix(trim->x, pass), pass.last_begin, pass.kept, matrix(trim->y, pass), pass.map.row_begin,
+                     pass.map.sequences},
+                    s);
   } else if (const auto* mean = std::get_if<MeanNode>(&op)) {
     ops.mean(matrix(mean->a, pass), matrix(mean->b, pass), matrix(mean->y, pass), s);
   } else {

@@ -29,14 +29,16 @@ struct Pass {
   const float* pixels = nullptr;        // of the pass's images, as Program::image shapes them
   std::int64_t images = 0;              // or recordings
   // Of audio: its steps [frame_begin[0].back(), channels]; and in the host's memory where the sequences' rows begin
-  // behind the first so many stages, and as tokens; how many tokens of each are no padding.
+  // behind the first so many stages, and as tokens.
   MatrixRef steps;
   std::vector<std::vector<std::int64_t>> frame_begin;  // [stages + 1][sequences + 1]
   std::vector<std::vector<std::int64_t>> frames;       // [stages + 1][sequences] that there are, at the head of those
   std::vector<std::int64_t> token_begin;               // [sequences + 1]
-  std::vector<std::int32_t> kept;                      // [sequences]
-  std::int64_t length = 0;                             // SelfAttentionArgs::length
-  SequenceTiles tiles;  // where all sequences are short, and the pass is small; else none
+  // In device memory: where the sequences' rows begin behind all stages, and how many tokens of each are no padding.
+  const std::int32_t* last_begin = nullptr;  // [sequences]
+  const std::int32_t* kept = nullptr;        // [sequences]
+  std::int64_t length = 0;                   // SelfAttentionArgs::length
+  SequenceTiles tiles;                       // where all sequences are short, and the pass is small; else none
 };
 
 class PassRunner {

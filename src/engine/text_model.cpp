@@ -77,15 +77,28 @@ EncodedText TextModel::tokenize_pair(std::string_view first, std::string_view se
   return tokenizer_.encode_pair(first, second, {.add_special_tokens = true, .max_length = max_length_});
 }
 
-// Texts of a pass whose longest one has `length` tokens.
-std::size_t TextModel::batch_of(std::size_t length, const EncoderWants& wants) const {
-  std::size_t values = 1;
-  if (wants.hidden) values += length * static_cast<std::size_t>(engine_.program().hidden);
-  if (wants.head) values += (engine_.head_has_rows() ? length : 1) * static_cast<std::size_t>(engine_.head_columns());
-  return std::clamp<std::size_t>(kMostValues / values, 1, batch_size_);
+// Rows of the head that a text of so many tokens gets.
+std::size_t TextModel::head_rows_of(std::size_t text, std::size_t tokens, const TextWants& wants) const {
+  if (!wants.head) return 0;
+  if (!wants.head_rows.empty()) return wants.head_rows[text].size();
+  return engine_.head_has_rows() ? tokens : 1;
 }
 
-void TextModel::run(std::span<const EncodedText> texts, const EncoderWants& wants,
+// How many of the first texts of `order` make a pass, whose longest one has `length` tokens.
+std::size_t TextModel::batch_of(std::span<const std::size_t> order, std::size_t length, const TextWants& wants) const {
+  const auto hidden = static_cast<std::size_t>(engine_.program().hidden);
+  const auto columns = static_cast<std::size_t>(engine_.head_columns());
+  std::size_t values = 0;
+  std::size_t count = 0;
+  for (const std::size_t text : order.first(std::min(order.size(), batch_size_))) {
+    values += (wants.hidden ? length * hidden : 0) + head_rows_of(text, length, wants) * columns;
+    if (count > 0 && values > kMostValues) break;
+    ++count;
+  }
+  return count;
+}
+
+void TextModel::run(std::span<const EncodedText> texts, const TextWants& wants,
                     const std::function<void(std::size_t text, const TextRows& rows)>& take) {
   std::vector<std::size_t> sizes;
   sizes.reserve(texts.size());
@@ -94,16 +107,20 @@ void TextModel::run(std::span<const EncodedText> texts, const EncoderWants& want
       fail("an empty text has no tokens, not even special ones, with this tokenizer: leave out empty texts");
     sizes.push_back(text.ids.size());
   }
+  if (!wants.head_rows.empty() && wants.head_rows.size() != texts.size())
+    fail("rows of the head were asked for of {} texts, but {} were given", wants.head_rows.size(), texts.size());
   const std::vector<std::size_t> order = order_by_length(sizes);
   const auto hidden = static_cast<std::size_t>(engine_.program().hidden);
   const auto columns = static_cast<std::size_t>(engine_.head_columns());
   std::vector<std::int32_t> ids, lengths, types;
+  std::vector<TokenPlace> places;
   for (std::size_t first = 0; first < order.size();) {
     const std::size_t length = sizes[order[first]];
-    const std::size_t count = std::min(batch_of(length, wants), order.size() - first);
+    const std::size_t count = batch_of(std::span(order).subspan(first), length, wants);
     ids.assign(count * length, 0);
     types.assign(count * length, 0);
     lengths.clear();
+    places.clear();
     bool has_types = false;
     for (std::size_t i = 0; i < count; ++i) {
       const EncodedText& text = texts[order[first + i]];
@@ -111,22 +128,27 @@ void TextModel::run(std::span<const EncodedText> texts, const EncoderWants& want
       std::copy(text.ids.begin(), text.ids.end(), ids.begin() + at);
       std::copy(text.type_ids.begin(), text.type_ids.end(), types.begin() + at);
       lengths.push_back(static_cast<std::int32_t>(text.ids.size()));
+      if (!wants.head_rows.empty()) {
+        const std::vector<std::int32_t>& rows = wants.head_rows[order[first + i]];
+        if (rows.empty()) fail("no row of the head was asked for of text {}: leave it out", order[first + i] + 1);
+        for (const std::int32_t row : rows) places.push_back({static_cast<std::int32_t>(i), row});
+      }
       has_types = has_types || std::any_of(text.type_ids.begin(), text.type_ids.end(), [](auto t) { return t != 0; });
     }
     // Segments that the tokenizer tells apart and the model does not (DistilBERT's) are left out.
     has_types = has_types && engine_.program().types > 0;
     engine_.forward({static_cast<std::int64_t>(count), static_cast<std::int64_t>(length), ids, lengths,
                      has_types ? std::span<const std::int32_t>(types) : std::span<const std::int32_t>()},
-                    wants, result_);
-    const std::size_t head_rows = engine_.head_has_rows() ? length : 1;
+                    {.hidden = wants.hidden, .head = wants.head, .head_rows = places}, result_);
+    std::size_t head_row = 0;
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t tokens = sizes[order[first + i]];
       TextRows rows;
       if (wants.hidden) rows.hidden = std::span(result_.hidden).subspan(i * length * hidden, tokens * hidden);
-      if (wants.head) {
-        rows.head =
-            std::span(result_.head).subspan(i * head_rows * columns, (engine_.head_has_rows() ? tokens : 1) * columns);
-      }
+      const std::size_t own = head_rows_of(order[first + i], tokens, wants);
+      if (wants.head) rows.head = std::span(result_.head).subspan(head_row * columns, own * columns);
+      // Rows of all tokens come with those of padding.
+      head_row += head_rows_of(order[first + i], length, wants);
       take(order[first + i], rows);
     }
     first += count;

@@ -29,10 +29,19 @@ struct TextModelOptions {
   std::size_t batch_size = 32;
 };
 
+/// What is wanted of texts, as EncoderWants has it of a batch.
+struct TextWants {
+  bool hidden = true;
+  bool head = false;
+  /// [texts] Of a head that gives a row for each token: the positions of those whose rows are wanted, ascending, at
+  /// least one of each text; empty: all.
+  std::span<const std::vector<std::int32_t>> head_rows = {};
+};
+
 /// What the engine gave for one text; valid during the call that gets it.
 struct TextRows {
   std::span<const float> hidden;  // [tokens, hidden], empty where not wanted
-  std::span<const float> head;    // [tokens or 1, head_columns()], empty where not wanted
+  std::span<const float> head;    // [tokens, rows asked for or 1, head_columns()], empty where not wanted
 };
 
 /// Not to be used from two threads at once.
@@ -52,12 +61,13 @@ class TextModel {
   EncodedText tokenize_pair(std::string_view first, std::string_view second) const;
 
   /// Runs all texts; `take` is called once for each, by its index, batch after batch and not in the order of the texts.
-  /// Error for a text without tokens.
-  void run(std::span<const EncodedText> texts, const EncoderWants& wants,
+  /// Error for a text without tokens, and for rows of the head that there are not.
+  void run(std::span<const EncodedText> texts, const TextWants& wants,
            const std::function<void(std::size_t text, const TextRows& rows)>& take);
 
  private:
-  std::size_t batch_of(std::size_t length, const EncoderWants& wants) const;
+  std::size_t head_rows_of(std::size_t text, std::size_t tokens, const TextWants& wants) const;
+  std::size_t batch_of(std::span<const std::size_t> order, std::size_t length, const TextWants& wants) const;
 
   EncoderEngine engine_;
   Tokenizer tokenizer_;

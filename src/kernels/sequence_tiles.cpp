@@ -11,6 +11,13 @@ std::int64_t most_tiles(std::int64_t rows, std::int64_t sequences) {
   return std::min(sequences, 2 * (rows / (SequenceTiles::kRows + 1)) + 1);
 }
 
+std::int64_t places_for_tiles(std::span<const std::int32_t> row_begin, std::int64_t rows) {
+  for (std::size_t s = 0; s + 1 < row_begin.size(); ++s) {
+    if (row_begin[s + 1] - row_begin[s] > SequenceTiles::kRows) return 0;
+  }
+  return most_tiles(rows, static_cast<std::int64_t>(row_begin.size()) - 1);
+}
+
 std::int64_t pack_tiles(std::span<const std::int32_t> row_begin, std::span<TileBegin> begin) {
   std::size_t tile = 0;
   begin[0] = {};

@@ -25,6 +25,9 @@ struct SequenceTiles {
 /// SequenceTiles::kRows.
 std::int64_t most_tiles(std::int64_t rows, std::int64_t sequences);
 
+/// most_tiles() where so many tiles hold the sequences; 0 where one has more rows than a tile, or there are none.
+std::int64_t places_for_tiles(std::span<const std::int32_t> row_begin, std::int64_t rows);
+
 /// Sets SequenceTiles::begin, of one element more than most_tiles(), for sequences that begin at `row_begin`
 /// [sequences + 1]; the tiles that are not empty. Error for a sequence of more rows than a tile's.
 std::int64_t pack_tiles(std::span<const std::int32_t> row_begin, std::span<TileBegin> begin);

@@ -33,11 +33,14 @@ std::int64_t AudioShape::frames(std::int64_t steps, std::size_t count) const {
   return steps;
 }
 
-std::int64_t AudioShape::room(std::int64_t steps, std::size_t count, bool aligned) const {
+bool AudioShape::aligns() const {
   // A kernel shorter than its stride would make more frames than the quotient.
-  const bool can = aligned && std::all_of(stages.begin(), stages.end(),
-                                          [](const Stage& s) { return s.padding == 0 && s.kernel >= s.stride; });
-  if (!can) return frames(steps, count);
+  return std::all_of(stages.begin(), stages.end(),
+                     [](const Stage& s) { return s.padding == 0 && s.kernel >= s.stride; });
+}
+
+std::int64_t AudioShape::room(std::int64_t steps, std::size_t count, bool aligned) const {
+  if (!aligned || !aligns()) return frames(steps, count);
   std::int64_t all = 1;
   for (const Stage& stage : stages) all *= stage.stride;
   std::int64_t rows = ceil_div(steps, all) * all;

@@ -192,8 +192,10 @@ struct AudioShape {
   /// Frames behind the first `count` stages of a sequence of so many steps; 0 where it is too short for one.
   std::int64_t frames(std::int64_t steps, std::size_t count) const;
   std::int64_t frames(std::int64_t steps) const { return frames(steps, stages.size()); }
-  /// Rows set apart behind the first `count` stages for a sequence of so many steps. `aligned`: as many as there are
-  /// behind the stage before divided by the stride, at least as many as there are frames, where all stages allow it.
+  /// Whether each stage can have as many rows as the one before it divided by its stride, at least as many as frames.
+  bool aligns() const;
+  /// Rows set apart behind the first `count` stages for a sequence of so many steps: of `aligned` ones, where the shape
+  /// aligns(), as many as there are behind the stage before divided by the stride.
   std::int64_t room(std::int64_t steps, std::size_t count, bool aligned) const;
   /// The fewest frames behind the first `count` stages that make so many behind all.
   std::int64_t frames_for(std::int64_t rows, std::size_t count) const;

@@ -194,14 +194,18 @@ class PackedConvolution {
 };
 
 /// Sequence s has rows [x_begin[s], x_begin[s + 1]) of x and [y_begin[s], y_begin[s + 1]) of y: the latter say how many
-/// frames are made. Both lists are in the host's memory: what takes audio is not captured. Without padding, what frames
-/// hold whose windows reach behind a sequence's last row is not specified.
+/// frames are made. Both lists are in the host's memory, so that a capture keeps them, unless `begin` is given. Without
+/// padding, what frames hold whose windows reach behind a sequence's last row is not specified, and a back end with
+/// BackendTraits::aligned_frames looks at the ends of the lists only where y_begin is x_begin divided by the stride.
 struct ConvolveArgs {
   MatrixRef x;                            // [x_begin.back(), inputs]
   std::span<const std::int64_t> x_begin;  // [sequences + 1]
   MatrixRef y;                            // [y_begin.back(), outputs], not x
   std::span<const std::int64_t> y_begin;  // [sequences + 1]
   std::byte* workspace = nullptr;         // convolution_workspace() bytes
+  /// Where x_begin and y_begin are one list: the same in device memory, [sequences + 1]. A back end that captures looks
+  /// there, so that a capture may be replayed for other sequences of no more rows all together.
+  const std::int32_t* begin = nullptr;
 };
 
 /// Group norm with a group a channel (instance norm): y = (x - mean) / sqrt(variance + eps) * weight + bias, mean and
@@ -219,13 +223,15 @@ struct InstanceNormArgs {
   std::optional<ActivationKind> activation = {};  // of y; only where BackendTraits::fuses_instance_norm
 };
 
-/// Sequence s keeps its first kept[s] rows, and zeros follow them up to its last row of y.
+/// Row y_begin[s] + i of y, of sequence s, is row x_begin[s] + i of x for i < kept[s]. Other rows are zeros, those
+/// behind the last sequence among them. The lists are in device memory.
 struct TrimArgs {
   MatrixRef x;
-  std::span<const std::int64_t> x_begin;  // [sequences + 1] as in ConvolveArgs
-  std::span<const std::int32_t> kept;     // [sequences], at most the rows of x and of y
-  MatrixRef y;                            // [y_begin.back(), columns], not x
-  std::span<const std::int64_t> y_begin;  // [sequences + 1]
+  const std::int32_t* x_begin = nullptr;  // [sequences]
+  const std::int32_t* kept = nullptr;     // [sequences], at most the rows of y
+  MatrixRef y;                            // not x
+  const std::int32_t* y_begin = nullptr;  // [sequences + 1]
+  std::int64_t sequences = 0;
 };
 
 /// What a back end wants of lowering and of the memory plan.

@@ -25,6 +25,8 @@ std::vector<std::int64_t> bounds(const std::vector<std::int64_t>& lengths) {
   return out;
 }
 
+std::vector<std::int32_t> narrowed(const std::vector<std::int64_t>& values) { return {values.begin(), values.end()}; }
+
 std::vector<float> random_values(std::int64_t count, float sigma, DType type, std::mt19937& random) {
   std::normal_distribution<float> normal(0, sigma);
   std::vector<float> out(static_cast<std::size_t>(count));
@@ -68,6 +70,11 @@ const std::vector<Case>& cases() {
       {shape(96, 96, 128, 1, 64, 2, true, true), {400, 1, 131}, 63},
       {shape(128, 128, 16, 1, 8, 1, true), {150, 70}, 7},
       {shape(160, 160, 19, 1, 9, 2, true), many(), 9},
+      {shape(128, 128, 9, 1, 4, 2, true, true), {150, 3, 70}, 4},
+      {shape(384, 384, 16, 1, 8, 8, true), {1500, 700}, 7},
+      {shape(512, 512, 3, 1, 1, 8, false), {1500, 700}, 1},
+      {shape(256, 320, 6, 1, 3, 16, true), {700, 900}, 3},
+      {shape(64, 64, 9, 1, 4, 1, true, true), {90, 2, 5}, 4},
       {shape(16, 16, 300, 1, 150, 1, true), {1500, 20}, 150},
       {shape(70, 8, 3, 70, 1, 1, true), {1000}, 1},
       {shape(24, 16, 40, 20, 3, 2, true), {2000, 41}, 3},
@@ -137,8 +144,14 @@ void check_case(const Case& c, DType type, DType x_type, std::int64_t gap, std::
   }
   // The same bits every time.
   TypedMatrix again(*stream, type, to.back(), s.outputs, gap);
-  gpu().convolve(*packed, {x.ref(), from, again.ref(), to, workspace->data()}, *stream);
+  const OnDevice<std::int32_t> begin(*stream, narrowed(from));
+  ConvolveArgs args{x.ref(), from, again.ref(), to, workspace->data()};
+  // As tokens are convolved, whose bounds are read from the device's memory: by the kernels that take all shapes.
+  const bool looks = from == to && s.groups > 1;
+  if (looks) args.begin = begin.data();
+  gpu().convolve(*packed, args, *stream);
   again.download();
+  again.expect_surroundings_untouched();
   for (std::size_t q = 0; q < c.rows.size(); ++q) {
     for (std::int64_t t = 0; t < std::min(frames[q], made[q]); ++t) {
       for (std::int64_t n = 0; n < s.outputs; ++n) ASSERT_EQ(again.at(to[q] + t, n), y.at(to[q] + t, n));
@@ -266,11 +279,16 @@ TEST(CudaTrimFrames, KeepsTheFirstRowsAndZeroesTheOthers) {
     kept.push_back(2);
   }
   const std::vector<std::int64_t> x_begin = bounds(of_x), y_begin = bounds(of_y);
+  const OnDevice<std::int32_t> x_there(*stream, narrowed(x_begin)), y_there(*stream, narrowed(y_begin)),
+      kept_there(*stream, kept);
   for (const DType type : kActivationTypes) {
     TypedMatrix x(*stream, type, x_begin.back(), 37, 3);
     x.fill(random);
-    TypedMatrix y(*stream, type, y_begin.back(), 37, 3);
-    gpu().trim_frames({x.ref(), x_begin, kept, y.ref(), y_begin}, *stream);
+    constexpr std::int64_t kBehind = 3;  // rows of no sequence
+    TypedMatrix y(*stream, type, y_begin.back() + kBehind, 37, 3);
+    gpu().trim_frames(
+        {x.ref(), x_there.data(), kept_there.data(), y.ref(), y_there.data(), static_cast<std::int64_t>(kept.size())},
+        *stream);
     y.download();
     y.expect_surroundings_untouched();
     std::size_t s = 0;
@@ -278,15 +296,13 @@ TEST(CudaTrimFrames, KeepsTheFirstRowsAndZeroesTheOthers) {
         y,
         [&](std::int64_t row, std::int64_t column) {
           if (row == 0) s = 0;
-          while (row >= y_begin[s + 1]) ++s;
+          while (s < kept.size() && row >= y_begin[s + 1]) ++s;
+          if (s == kept.size()) return 0.0;
           const std::int64_t own = row - y_begin[s];
           return own < kept[s] ? static_cast<double>(x.at(x_begin[s] + own, column)) : 0.0;
         },
         0, 0);
   }
-  kept[0] = 6;
-  TypedMatrix x(*stream, DType::f32, x_begin.back(), 37), y(*stream, DType::f32, y_begin.back(), 37);
-  expect_error("6 rows are kept of 5", [&] { gpu().trim_frames({x.ref(), x_begin, kept, y.ref(), y_begin}, *stream); });
 }
 
 }  // namespace

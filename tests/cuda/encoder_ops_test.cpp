@@ -240,22 +240,32 @@ TEST(CudaEncoderOps, Images) {
   NIBBLE_NEEDS_GPU();
   const std::unique_ptr<Stream> stream = gpu().device().make_stream();
   std::mt19937 random(5);
-  constexpr std::int64_t kImages = 2, kChannels = 3, kSize = 11, kPatch = 3, kSide = 3;  // two pixels are left over
-  const std::vector<float> pixels = random_values(random, kImages * kChannels * kSize * kSize);
-  const OnDevice<float> there(*stream, pixels);
-  for (const DType type : kActivationTypes) {
-    TypedMatrix y = make(*stream, type, kImages * kSide * kSide, kChannels * kPatch * kPatch, kLayouts[1]);
-    gpu().cut_patches({there.data(), kImages, kChannels, kSize, kPatch, y.ref()}, *stream);
-    y.download();
-    y.expect_surroundings_untouched();
-    expect_close(
-        y,
-        [&](std::int64_t r, std::int64_t c) {
-          const std::int64_t image = r / 9, row = r % 9 / 3 * kPatch + c % 9 / 3, column = r % 3 * kPatch + c % 3;
-          const std::int64_t at = ((image * kChannels + c / 9) * kSize + row) * kSize + column;
-          return rounded(type, pixels[static_cast<std::size_t>(at)]);
-        },
-        0, 0);
+  constexpr std::int64_t kImages = 2, kChannels = 3;
+  // Patches of any size, and such as take vectors; pixels are left over.
+  for (const auto& [size, patch] : {std::pair<std::int64_t, std::int64_t>{11, 3}, {36, 16}, {20, 8}, {17, 8}}) {
+    const std::int64_t side = size / patch;
+    const std::int64_t area = patch * patch;
+    const std::vector<float> pixels = random_values(random, kImages * kChannels * size * size);
+    const OnDevice<float> there(*stream, pixels);
+    for (const DType type : kActivationTypes) {
+      for (const Layout& layout : kLayouts) {
+        SCOPED_TRACE(std::string(name_of(type)) + ", patches of " + std::to_string(patch));
+        TypedMatrix y = make(*stream, type, kImages * side * side, kChannels * area, layout);
+        gpu().cut_patches({there.data(), kImages, kChannels, size, patch, y.ref()}, *stream);
+        y.download();
+        y.expect_surroundings_untouched();
+        expect_close(
+            y,
+            [&, size = size, patch = patch](std::int64_t r, std::int64_t c) {
+              const std::int64_t image = r / (side * side);
+              const std::int64_t row = r % (side * side) / side * patch + c % area / patch;
+              const std::int64_t column = r % side * patch + c % patch;
+              const std::int64_t at = ((image * kChannels + c / area) * size + row) * size + column;
+              return rounded(type, pixels[static_cast<std::size_t>(at)]);
+            },
+            0, 0);
+      }
+    }
   }
   everywhere([&](DType type, const Layout& layout, std::int64_t width) {
     for (const std::int64_t leading : {0, 1, 2}) {

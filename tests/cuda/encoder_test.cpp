@@ -124,30 +124,42 @@ TEST(CudaEncoder, GoldenAudio) {
   }
 }
 
+// A batch of noise for a golden model, of recordings of these lengths.
+GoldenAudio random_audio(GoldenAudio golden, const EncoderEngine& engine, const std::vector<std::int32_t>& lengths,
+                         std::int64_t steps, unsigned seed) {
+  golden.recordings = static_cast<std::int64_t>(lengths.size());
+  golden.steps = steps;
+  golden.lengths = lengths;
+  golden.frames.clear();
+  golden.hidden.clear();
+  const std::int64_t each = golden.channels * steps;
+  golden.values.assign(static_cast<std::size_t>(golden.recordings * each), 0);
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  for (std::int64_t r = 0; r < golden.recordings; ++r) {
+    const std::int32_t length = lengths[static_cast<std::size_t>(r)];
+    golden.frames.push_back(static_cast<std::int32_t>(engine.frames(length)));
+    for (std::int64_t i = 0; i < golden.channels * length; ++i)
+      golden.values[static_cast<std::size_t>(r * each + i)] = normal(random);
+  }
+  golden.rows = engine.frames(steps);
+  return golden;
+}
+
 // Longer than the fixtures, of unequal lengths, more than one launch takes: as the CPU computes it.
 TEST(CudaEncoder, AudioIsWhatTheCpuMakesOfIt) {
   NIBBLE_NEEDS_GPU();
   for (const char* name : {"wav2vec2", "wav2vec2_stable"}) {
-    GoldenAudio golden = test::read_golden_audio(name);
-    const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+    const GoldenAudio fixture = test::read_golden_audio(name);
+    const auto checkpoint = std::make_shared<const Checkpoint>(fixture.folder);
     EncoderOptions of_cpu;
     of_cpu.compute = DType::f32;
     EncoderEngine cpu(checkpoint, of_cpu);
-    golden.recordings = 70;
-    golden.steps = 9001;
-    golden.values.assign(static_cast<std::size_t>(golden.recordings * golden.steps), 0);
-    golden.lengths.clear();
-    golden.frames.clear();
-    std::mt19937 random(3);
-    std::normal_distribution<float> normal;
-    for (std::int64_t r = 0; r < golden.recordings; ++r) {
-      const std::int64_t length = r == 1 ? golden.steps : 40 + r * 1237 % 8000;
-      golden.lengths.push_back(static_cast<std::int32_t>(length));
-      golden.frames.push_back(static_cast<std::int32_t>(cpu.frames(length)));
-      for (std::int64_t i = 0; i < length; ++i)
-        golden.values[static_cast<std::size_t>(r * golden.steps + i)] = normal(random);
-    }
-    golden.rows = cpu.frames(golden.steps);
+    constexpr std::int32_t kSteps = 9001;
+    std::vector<std::int32_t> lengths;
+    lengths.reserve(70);
+    for (std::int32_t r = 0; r < 70; ++r) lengths.push_back(r == 1 ? kSteps : 40 + r * 1237 % 8000);
+    GoldenAudio golden = random_audio(fixture, cpu, lengths, kSteps, 3);
     EncoderResult expected;
     cpu.forward(batch_of(golden), {}, expected);
     golden.hidden = expected.hidden;
@@ -158,6 +170,42 @@ TEST(CudaEncoder, AudioIsWhatTheCpuMakesOfIt) {
         EncoderResult result;
         engine.forward(batch_of(golden), {}, result);
         EXPECT_LT(audio_difference(golden, result.hidden), bound_of(type));
+      }
+    }
+  }
+}
+
+// A pass that was captured with some recordings is replayed for others, whose frames lie elsewhere.
+TEST(CudaEncoder, ReplaysOfRecordingsLookAtTheirOwnLengths) {
+  NIBBLE_NEEDS_GPU();
+  for (const char* name : kAudioModels) {
+    const GoldenAudio fixture = test::read_golden_audio(name);
+    const auto checkpoint = std::make_shared<const Checkpoint>(fixture.folder);
+    for (const DType type : kTypes) {
+      SCOPED_TRACE(std::string(name) + ", " + std::string(name_of(type)));
+      EncoderOptions direct = options_of(EncoderPath::fast, type);
+      direct.capture = false;
+      EncoderEngine plain(checkpoint, direct);
+      EncoderEngine captured(checkpoint, options_of(EncoderPath::fast, type));
+      const bool whole = captured.program().audio->length > 0;
+      const auto steps = static_cast<std::int32_t>(whole ? fixture.steps : 3000);
+      captured.reserve(4, steps);
+      unsigned seed = 20;
+      for (const std::vector<std::int32_t>& parts :
+           {std::vector<std::int32_t>{100, 20, 60, 40}, std::vector<std::int32_t>{30, 100, 10, 80},
+            std::vector<std::int32_t>{40, 60, 20, 100}, std::vector<std::int32_t>{100, 20, 60, 40}}) {
+        std::vector<std::int32_t> lengths;
+        lengths.reserve(parts.size());
+        for (const std::int32_t part : parts) lengths.push_back(whole ? steps : steps / 100 * part);
+        const GoldenAudio batch = random_audio(fixture, plain, lengths, steps, seed++);
+        EncoderResult a, b;
+        plain.forward(batch_of(batch), {}, a);
+        captured.forward(batch_of(batch), {}, b);
+        const double far = largest_difference({batch.recordings, batch.rows, {}, batch.frames, {}}, b.hidden, a.hidden);
+        EXPECT_LT(far, type == DType::f32 ? 1e-5 : bound_of(type));
+        EncoderResult again;
+        captured.forward(batch_of(batch), {}, again);
+        EXPECT_EQ(again.hidden, b.hidden);
       }
     }
   }
@@ -238,6 +286,35 @@ TEST(CudaEncoder, ReplaysGiveTheSameBits) {
       EncoderResult again;
       captured.forward(batch_of(batch), {}, again);
       EXPECT_EQ(again.hidden, b.hidden);
+    }
+  }
+}
+
+// Rows of a head that are asked for are those of all rows, on both paths.
+TEST(CudaEncoder, HeadsOfTheRowsAskedFor) {
+  NIBBLE_NEEDS_GPU();
+  const GoldenEncoder golden = test::read_golden_encoder("bert_mlm");
+  const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+  for (const EncoderPath path : kPaths) {
+    for (const DType type : kTypes) {
+      SCOPED_TRACE(std::string(name_of(path)) + ", " + std::string(name_of(type)));
+      EncoderEngine engine(checkpoint, options_of(path, type));
+      const auto columns = static_cast<std::size_t>(engine.head_columns());
+      // The second time the pass before the head is replayed.
+      for (const std::vector<TokenPlace>& places :
+           {std::vector<TokenPlace>{{0, 1}, {1, 0}}, std::vector<TokenPlace>{{0, 0}, {0, 2}, {1, 1}},
+            std::vector<TokenPlace>{{1, 0}}}) {
+        EncoderResult some;
+        engine.forward(batch_of(golden), {.hidden = false, .head = true, .head_rows = places}, some);
+        std::vector<float> expected;
+        for (const TokenPlace& place : places) {
+          const auto first = static_cast<std::size_t>(place.sequence * golden.length + place.position) * columns;
+          expected.insert(expected.end(), golden.head.begin() + static_cast<std::ptrdiff_t>(first),
+                          golden.head.begin() + static_cast<std::ptrdiff_t>(first + columns));
+        }
+        ASSERT_EQ(some.head.size(), expected.size());
+        EXPECT_LT(difference(some.head, expected), bound_of(type));
+      }
     }
   }
 }

@@ -94,6 +94,72 @@ TEST_P(GoldenEncoderModel, SmallPassesAndSequencesAloneGiveTheSame) {
 INSTANTIATE_TEST_SUITE_P(All, GoldenEncoderModel, testing::ValuesIn(test::golden_encoder_names()),
                          [](const testing::TestParamInfo<std::string>& param) { return param.param; });
 
+// The rows of a head that are asked for are those that it gives where all are wanted, in one pass or in several.
+TEST(EncoderEngine, HeadsRunOnTheRowsAskedFor) {
+  for (const std::string name : {"bert_mlm", "bert_token_classification"}) {
+    const GoldenEncoder golden = test::read_golden_encoder(name);
+    const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
+    const auto last = static_cast<std::int32_t>(golden.sequences - 1);
+    const std::vector<TokenPlace> places = {
+        {0, 0}, {0, golden.lengths[0] - 1}, {last, 0}, {last, golden.lengths[static_cast<std::size_t>(last)] - 1}};
+    ASSERT_GT(last, 0);
+    for (const EncoderPath path : {EncoderPath::eager, EncoderPath::fast}) {
+      for (const std::int64_t pass_rows : {std::int64_t{0}, golden.length}) {
+        SCOPED_TRACE(name + ", " + std::string(name_of(path)));
+        EncoderEngine engine(checkpoint, options_of(path, DType::f32, pass_rows));
+        EncoderResult some, all;
+        engine.forward(batch_of(golden), {.hidden = false, .head = true, .head_rows = places}, some);
+        const std::size_t taken = engine.plan().total();
+        engine.forward(batch_of(golden), {.hidden = false, .head = true}, all);
+        EXPECT_GE(engine.plan().total(), taken);
+        // On this path logits of all rows are the most that is alive at once.
+        if (name == "bert_mlm" && path == EncoderPath::eager) {
+          EXPECT_GT(engine.plan().total(), taken);
+        }
+        const auto columns = static_cast<std::size_t>(engine.head_columns());
+        ASSERT_EQ(some.head.size(), places.size() * columns);
+        for (std::size_t i = 0; i < places.size(); ++i) {
+          const auto first = static_cast<std::size_t>(places[i].sequence * golden.length + places[i].position);
+          const std::vector<float> one(some.head.begin() + static_cast<std::ptrdiff_t>(i * columns),
+                                       some.head.begin() + static_cast<std::ptrdiff_t>((i + 1) * columns));
+          const std::vector<float> expected(all.head.begin() + static_cast<std::ptrdiff_t>(first * columns),
+                                            all.head.begin() + static_cast<std::ptrdiff_t>((first + 1) * columns));
+          EXPECT_LT(difference(one, expected), kTolerance) << "row " << i;
+        }
+        // A sequence without a row among others that have one.
+        const std::vector<TokenPlace> one = {{last, 0}};
+        engine.forward(batch_of(golden), {.hidden = true, .head = true, .head_rows = one}, some);
+        EXPECT_EQ(some.head.size(), columns);
+        EXPECT_LT(difference(golden, some.hidden, golden.hidden), kTolerance);
+      }
+    }
+  }
+}
+
+TEST(EncoderEngine, RefusesRowsOfAHeadThatThereAreNot) {
+  const GoldenEncoder golden = test::read_golden_encoder("bert_mlm");
+  EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast));
+  const auto run = [&](std::vector<TokenPlace> places, bool head = true) {
+    EncoderResult result;
+    engine.forward(batch_of(golden), {.hidden = false, .head = head, .head_rows = places}, result);
+  };
+  const auto sequences = static_cast<std::int32_t>(golden.sequences);
+  test::expect_error("token -1 of sequence 0 was asked for", [&] { run({{0, -1}}); });
+  test::expect_error("of sequence -1 was asked for", [&] { run({{-1, 0}}); });
+  test::expect_error("which the batch does not have", [&] { run({{sequences, 0}}); });
+  test::expect_error("which the batch does not have", [&] { run({{0, golden.lengths[0]}}); });
+  test::expect_error("behind that of token 1 of sequence 0", [&] { run({{0, 1}, {0, 1}}); });
+  test::expect_error("in the order of the batch", [&] { run({{1, 0}, {0, 1}}); });
+  test::expect_error("but not what the head gives", [&] { run({{0, 0}}, false); });
+  const GoldenEncoder other = test::read_golden_encoder("bert_sequence_classification");
+  EncoderEngine classifier(std::make_shared<const Checkpoint>(other.folder), options_of(EncoderPath::fast));
+  const std::vector<TokenPlace> first = {{0, 0}};
+  EncoderResult result;
+  test::expect_error("gives one for each sequence", [&] {
+    classifier.forward(batch_of(other), {.hidden = false, .head = true, .head_rows = first}, result);
+  });
+}
+
 TEST(EncoderEngine, PaddingComesBackAsZerosOnTheFastPath) {
   const GoldenEncoder golden = test::read_golden_encoder("bert");
   EncoderEngine engine(std::make_shared<const Checkpoint>(golden.folder), options_of(EncoderPath::fast));

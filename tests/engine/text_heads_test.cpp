@@ -148,7 +148,7 @@ TEST(TextModel, GivesEachTextItsOwnRowsOfTheHead) {
     EXPECT_EQ(texts[1].texts[1].end, 7U);
     const auto columns = static_cast<std::size_t>(model.engine().head_columns());
     std::vector<std::vector<float>> heads(texts.size());
-    const EncoderWants wants = {.hidden = false, .head = true};
+    const TextWants wants = {.hidden = false, .head = true};
     model.run(texts, wants, [&](std::size_t text, const TextRows& rows) {
       EXPECT_TRUE(rows.hidden.empty());
       EXPECT_TRUE(heads[text].empty()) << "a text was given twice";
@@ -161,6 +161,36 @@ TEST(TextModel, GivesEachTextItsOwnRowsOfTheHead) {
       });
     }
   }
+}
+
+TEST(TextModel, GivesTheRowsAskedForOfEachText) {
+  const TempFolder folder;
+  TextModelOptions options;
+  options.batch_size = 2;
+  TextModel model(std::make_shared<const Checkpoint>(test::copy_encoder(folder, "bert_mlm", "m")), options);
+  const std::vector<EncodedText> texts = {model.tokenize("w9"), model.tokenize("w20 w21 w22 w23"),
+                                          model.tokenize("w5 w6 w7")};
+  const std::vector<std::vector<std::int32_t>> rows = {{1}, {0, 3, 5}, {2, 4}};
+  const auto columns = static_cast<std::size_t>(model.engine().head_columns());
+  std::vector<std::vector<float>> all(texts.size());
+  model.run(texts, {.hidden = false, .head = true},
+            [&](std::size_t text, const TextRows& of) { all[text].assign(of.head.begin(), of.head.end()); });
+  std::size_t given = 0;
+  model.run(texts, {.hidden = false, .head = true, .head_rows = rows}, [&](std::size_t text, const TextRows& of) {
+    ++given;
+    ASSERT_EQ(of.head.size(), rows[text].size() * columns);
+    for (std::size_t i = 0; i < rows[text].size(); ++i) {
+      const auto from = static_cast<std::size_t>(rows[text][i]) * columns;
+      for (std::size_t c = 0; c < columns; ++c) ASSERT_NEAR(of.head[i * columns + c], all[text][from + c], 1e-4);
+    }
+  });
+  EXPECT_EQ(given, texts.size());
+  const auto refused = [&](const std::vector<std::vector<std::int32_t>>& wanted) {
+    model.run(texts, {.hidden = false, .head = true, .head_rows = wanted}, [](std::size_t, const TextRows&) {});
+  };
+  test::expect_error("of 1 texts, but 3 were given", [&] { refused({{0}}); });
+  test::expect_error("asked for of text 3: leave it out", [&] { refused({{0}, {0}, {}}); });
+  test::expect_error("token 3 of sequence", [&] { refused({{3}, {0}, {0}}); });
 }
 
 TEST(TextModel, RefusesATextWithoutTokens) {

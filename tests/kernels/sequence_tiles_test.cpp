@@ -75,6 +75,12 @@ TEST(SequenceTiles, NoSequences) {
   EXPECT_EQ(tiles.front().sequence, 0);
 }
 
+TEST(SequenceTiles, HaveNoPlacesForLongSequences) {
+  EXPECT_EQ(places_for_tiles(begin_of({3, 64, 64}), 131), most_tiles(131, 3));
+  EXPECT_EQ(places_for_tiles(begin_of({3, 65, 64}), 132), 0);
+  EXPECT_EQ(places_for_tiles(begin_of({}), 0), 0);
+}
+
 TEST(SequenceTiles, RefuseWithASentence) {
   std::vector<TileBegin> begin(2);
   expect_error("sequence 1 has 65 rows", [&] { pack_tiles(begin_of({3, 65}), begin); });

@@ -219,24 +219,27 @@ TEST(Transpose, SwapsRowsAndColumns) {
 
 TEST(TrimFrames, KeepsTheFirstRowsAndFillsUpWithZeros) {
   std::mt19937 random(8);
-  const std::vector<std::int64_t> from = {0, 9, 14};
-  const std::vector<std::int64_t> to = {0, 4, 10};
+  const std::vector<std::int32_t> from = {0, 9};
+  const std::vector<std::int32_t> to = {0, 4, 10};
   const std::vector<std::int32_t> kept = {4, 3};
   Matrix x(14, 5, 1);
   x.fill(random);
   for (const int threads : kThreadCounts) {
     Bench bench(threads);
-    Matrix y(10, 5, 2);
-    bench.backend->trim_frames({x.ref(), from, kept, y.ref(), to}, *bench.stream);
+    Matrix y(12, 5, 2);
+    bench.backend->trim_frames({x.ref(), from.data(), kept.data(), y.ref(), to.data(), 2}, *bench.stream);
     for (std::int64_t c = 0; c < 5; ++c) {
       for (std::int64_t r = 0; r < 4; ++r) ASSERT_EQ(y.at(r, c), x.at(r, c));
       for (std::int64_t r = 0; r < 3; ++r) ASSERT_EQ(y.at(4 + r, c), x.at(9 + r, c));
-      for (std::int64_t r = 7; r < 10; ++r) ASSERT_EQ(y.at(r, c), 0);
+      for (std::int64_t r = 7; r < 12; ++r) ASSERT_EQ(y.at(r, c), 0);
     }
     y.expect_gaps_untouched();
-    const std::vector<std::int32_t> too_many = {5, 3};
-    test::expect_error("5 rows are kept of 9 for 4 of sequence 0",
-                       [&] { bench.backend->trim_frames({x.ref(), from, too_many, y.ref(), to}, *bench.stream); });
+    const auto refused = [&](const std::vector<std::int32_t>& more, const MatrixRef& into) {
+      bench.backend->trim_frames({x.ref(), from.data(), more.data(), into, to.data(), 2}, *bench.stream);
+    };
+    test::expect_error("5 rows are kept of 14 for 4 of sequence 0", [&] { refused({5, 3}, y.ref()); });
+    Matrix small(9, 5);
+    test::expect_error("10 rows were given, but y has 9", [&] { refused(kept, small.ref()); });
   }
 }
 

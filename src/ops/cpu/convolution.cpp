@@ -241,24 +241,33 @@ void instance_norm(const InstanceNormArgs& args, CpuStream& stream) {
 }
 
 void trim_frames(const TrimArgs& args, CpuStream& stream) {
-  for (std::size_t s = 0; s < args.kept.size(); ++s) {
-    const MatrixRef x = rows_of(args.x, args.x_begin, s);
-    const MatrixRef y = rows_of(args.y, args.y_begin, s);
+  const std::int64_t all = args.y_begin[args.sequences];
+  if (all > args.y.rows) fail("trim_frames: sequences of {} rows were given, but y has {}", all, args.y.rows);
+  for (std::int64_t s = 0; s < args.sequences; ++s) {
     const std::int64_t kept = args.kept[s];
-    if (kept > x.rows || kept > y.rows)
-      fail("trim_frames: {} rows are kept of {} for {} of sequence {}", kept, x.rows, y.rows, s);
-    stream.parallel([x, y, kept](int thread, int threads) {
+    const std::int64_t from = args.x_begin[s];
+    const std::int64_t to = args.y_begin[s];
+    const std::int64_t rows = args.y_begin[s + 1] - to;
+    if (kept > rows || from + kept > args.x.rows) {
+      fail("trim_frames: {} rows are kept of {} for {} of sequence {}", kept, args.x.rows - from, rows, s);
+    }
+    stream.parallel([x = args.x, y = args.y, from, to, rows, kept](int thread, int threads) {
       const auto bytes = static_cast<std::size_t>(y.columns) * sizeof(float);
-      const auto [begin, end] = split_range(y.rows, 1, thread, threads);
+      const auto [begin, end] = split_range(rows, 1, thread, threads);
       for (std::int64_t row = begin; row < end; ++row) {
         if (row < kept) {
-          std::memcpy(y.f32_row(row), x.f32_row(row), bytes);
+          std::memcpy(y.f32_row(to + row), x.f32_row(from + row), bytes);
         } else {
-          std::memset(y.f32_row(row), 0, bytes);
+          std::memset(y.f32_row(to + row), 0, bytes);
         }
       }
     });
   }
+  stream.parallel([y = args.y, all](int thread, int threads) {
+    const auto [begin, end] = split_range(y.rows - all, 1, thread, threads);
+    for (std::int64_t row = begin; row < end; ++row)
+      std::memset(y.f32_row(all + row), 0, static_cast<std::size_t>(y.columns) * sizeof(float));
+  });
 }
 
 void transpose(const MatrixRef& x, const MatrixRef& y, CpuStream& stream) {

@@ -68,19 +68,26 @@ Inner inner_of(const ConvolutionShape& shape, const FrameSpan& span) {
   return {std::min(first, span.y_rows), std::clamp(last, std::min(first, span.y_rows), span.y_rows)};
 }
 
-// One product a sequence; one in all where each sequence's frames begin where its rows do, divided by the stride: rows
-// that look across the end of a sequence are made with the others.
+// Whether each sequence's frames begin where its rows do, divided by the stride.
+bool aligned(const ConvolutionShape& shape, std::span<const FrameSpan> spans) {
+  return std::all_of(spans.begin(), spans.end(), [&](const FrameSpan& span) {
+    return span.x_begin - spans.front().x_begin == (span.y_begin - spans.front().y_begin) * shape.stride;
+  });
+}
+
+// Such sequences as one.
+FrameSpan whole(std::span<const FrameSpan> spans) {
+  const FrameSpan& head = spans.front();
+  const FrameSpan& tail = spans.back();
+  return {head.x_begin, tail.x_begin + tail.x_rows - head.x_begin, head.y_begin,
+          tail.y_begin + tail.y_rows - head.y_begin};
+}
+
+// One product a sequence; one in all for those that are aligned(): frames that look across the end of a sequence are
+// made with the others, and where there is padding once more, as edges_of() says.
 std::vector<Product> products_of(const ConvolutionShape& shape, const Frames& frames) {
   std::vector<FrameSpan> spans = frames.spans;
-  const FrameSpan head = spans.front();
-  const bool aligned = shape.padding == 0 && std::all_of(spans.begin(), spans.end(), [&](const FrameSpan& span) {
-                         return span.x_begin - head.x_begin == (span.y_begin - head.y_begin) * shape.stride;
-                       });
-  if (aligned) {
-    const FrameSpan& tail = spans.back();
-    spans = {{head.x_begin, tail.x_begin + tail.x_rows - head.x_begin, head.y_begin,
-              tail.y_begin + tail.y_rows - head.y_begin}};
-  }
+  if (aligned(shape, spans)) spans = {whole(spans)};
   std::vector<Product> out;
   out.reserve(spans.size());
   for (const FrameSpan& span : spans) {
@@ -94,8 +101,8 @@ std::vector<Product> products_of(const ConvolutionShape& shape, const Frames& fr
 
 // The frames whose windows begin before a sequence's first row, and those whose windows end behind its last.
 std::array<Frames, 2> edges_of(const ConvolutionShape& shape, const Frames& frames) {
-  Frames front{frames.x, frames.y, {}, shape.padding};
-  Frames back{frames.x, frames.y, {}, 0};
+  Frames front{frames.x, frames.y, {}, shape.padding, nullptr};
+  Frames back{frames.x, frames.y, {}, 0, nullptr};
   for (const FrameSpan& span : frames.spans) {
     const Inner inner = inner_of(shape, span);
     if (inner.first > 0) front.spans.push_back({span.x_begin, span.x_rows, span.y_begin, inner.first});
@@ -168,10 +175,12 @@ void multiply_f32(const CudaConvolution& packed, const Frames& frames, const Pro
 }
 
 void convolve_by_tiles(const CudaConvolution& packed, const Frames& frames, CudaStream& stream) {
-  if (packed.shape.compute == DType::f32) {
-    convolve_f32(packed, frames, stream);
-  } else {
+  if (packed.shape.compute != DType::f32) {
     convolve_tiles(packed, frames, stream);
+  } else if (takes_taps_f32(packed.shape, frames)) {
+    convolve_taps_f32(packed, frames, stream);
+  } else {
+    convolve_f32(packed, frames, stream);
   }
 }
 
@@ -263,20 +272,32 @@ void convolve(const PackedConvolution& packed, const ConvolveArgs& args, CudaStr
     fail("convolve: x of {} and y of {} were given to a convolution in {}", name_of(args.x.dtype),
          name_of(args.y.dtype), name_of(shape.compute));
   }
-  Frames frames{args.x, args.y, {}, shape.padding};
+  Frames frames{args.x, args.y, {}, shape.padding, args.begin};
   frames.spans.reserve(args.x_begin.size());
   for (std::size_t s = 0; s + 1 < args.x_begin.size(); ++s) {
     frames.spans.push_back({args.x_begin[s], args.x_begin[s + 1] - args.x_begin[s], args.y_begin[s],
                             args.y_begin[s + 1] - args.y_begin[s]});
   }
   if (frames.spans.empty()) return;
+  if (args.begin != nullptr) {
+    convolve_by_tiles(conv, frames, stream);
+    return;
+  }
+  // Frames that look across the end of a sequence are not specified.
+  if (shape.padding == 0 && aligned(shape, frames.spans)) frames.spans = {whole(frames.spans)};
   if (is_narrow(shape)) {
     convolve_narrow(conv, frames, stream);
     return;
   }
   if (contiguous(shape, args.x) && multiply(conv, frames, args.workspace, stream)) {
     if (shape.padding == 0) return;
-    for (const Frames& edge : edges_of(shape, frames)) convolve_by_tiles(conv, edge, stream);
+    for (const Frames& edge : edges_of(shape, frames)) {
+      if (takes_edges(edge)) {
+        convolve_edges(conv, edge, stream);
+      } else {
+        convolve_by_tiles(conv, edge, stream);
+      }
+    }
     return;
   }
   convolve_by_tiles(conv, frames, stream);

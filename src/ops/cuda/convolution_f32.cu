@@ -28,34 +28,45 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float weights[kDepth][kSide + kPad];
   pdl_wait();
   pdl_launch();
-  const int s = at.of_tile(static_cast<int>(blockIdx.x));
-  const std::int64_t frame = static_cast<std::int64_t>(static_cast<int>(blockIdx.x) - at.tile_begin.data()[s]) * kSide;
-  const std::int64_t y_rows = at.y_rows.data()[s];
-  const std::int64_t x_rows = at.x_rows.data()[s];
+  const SequenceRows::Tile tile = at.tile<kSide>(static_cast<int>(blockIdx.x));
+  if (tile.frames <= 0) return;
   const int first = static_cast<int>(blockIdx.y) * kSide;
   const int group = static_cast<int>(blockIdx.z);
   const int thread = static_cast<int>(threadIdx.x);
   const int own_k = thread % kDepth;
 
-  float sum[kOwn][kOwn] = {};
-  for (int begin = 0; begin < p.window; begin += kDepth) {
+  // This thread's part of the values of a depth: brought while those before are multiplied.
+  constexpr int kParts = kSide * kDepth / kThreads;
+  float own_windows[kParts];
+  float own_weights[kParts];
+  const auto fetch = [&](int begin) {
     const int k = begin + own_k;
     const int tap = k / p.width;
     const int channel = k % p.width;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const int line = thread / kDepth + i * (kThreads / kDepth);
+      const std::int64_t row = (tile.frame + line) * p.stride + tap - p.padding;
+      const bool inside = k < p.window && line < tile.frames && row >= 0 && row < tile.x_rows;
+      own_windows[i] = inside ? x.row(tile.x_begin + row)[static_cast<std::int64_t>(group) * p.width + channel] : 0.0f;
+      own_weights[i] = k < p.window && first + line < p.outputs
+                           ? p.weight[(static_cast<std::int64_t>(group) * p.outputs + first + line) * p.window + k]
+                           : 0.0f;
+    }
+  };
+
+  float sum[kOwn][kOwn] = {};
+  fetch(0);
+  for (int begin = 0; begin < p.window; begin += kDepth) {
     __syncthreads();  // all have read the values before these
 #pragma unroll
-    for (int i = 0; i < kSide; i += kThreads / kDepth) {
-      const int line = thread / kDepth + i;
-      const std::int64_t row = (frame + line) * p.stride + tap - p.padding;
-      const bool inside = k < p.window && frame + line < y_rows && row >= 0 && row < x_rows;
-      windows[own_k][line] =
-          inside ? x.row(at.x_begin.data()[s] + row)[static_cast<std::int64_t>(group) * p.width + channel] : 0.0f;
-      weights[own_k][line] =
-          k < p.window && first + line < p.outputs
-              ? p.weight[(static_cast<std::int64_t>(group) * p.outputs + first + line) * p.window + k]
-              : 0.0f;
+    for (int i = 0; i < kParts; ++i) {
+      const int line = thread / kDepth + i * (kThreads / kDepth);
+      windows[own_k][line] = own_windows[i];
+      weights[own_k][line] = own_weights[i];
     }
     __syncthreads();
+    if (begin + kDepth < p.window) fetch(begin + kDepth);
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) {
       const float4 a = *reinterpret_cast<const float4*>(&windows[d][thread / 16 * kOwn]);
@@ -71,9 +82,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
-    const std::int64_t row = frame + thread / 16 * kOwn + i;
-    if (row >= y_rows) break;
-    float* const to = y.row(at.y_begin.data()[s] + row) + static_cast<std::int64_t>(group) * p.outputs;
+    const int line = thread / 16 * kOwn + i;
+    if (line >= tile.frames) break;
+    float* const to = y.row(tile.y_begin + tile.frame + line) + static_cast<std::int64_t>(group) * p.outputs;
 #pragma unroll
     for (int j = 0; j < kOwn; ++j) {
       const int n = first + thread % 16 * kOwn + j;
@@ -99,10 +110,9 @@ void convolve_f32(const CudaConvolution& packed, const Frames& frames, CudaStrea
                               static_cast<int>(frames.padding),
                               shape.activation};
   const auto columns = static_cast<unsigned>(ceil_div(shape.outputs / shape.groups, std::int64_t{kSide}));
-  for_sequences(frames.spans, kSide, [&](const SequenceRows& sequences) {
-    launch(stream, dim3(static_cast<unsigned>(sequences.tiles()), columns, static_cast<unsigned>(shape.groups)),
-           dim3(kThreads), 0, Overlap::yes, f32_kernel, Rows<const float>(frames.x), Rows<float>(frames.y), parameters,
-           sequences);
+  for_sequences(frames, kSide, [&](const SequenceRows& sequences, unsigned tiles) {
+    launch(stream, dim3(tiles, columns, static_cast<unsigned>(shape.groups)), dim3(kThreads), 0, Overlap::yes,
+           f32_kernel, Rows<const float>(frames.x), Rows<float>(frames.y), parameters, sequences);
   });
 }
 

@@ -38,16 +38,13 @@ __global__ void __launch_bounds__(kThreads)
   }
   pdl_wait();
   pdl_launch();
-  const int s = at.of_tile(static_cast<int>(blockIdx.x));
-  const std::int64_t frame =
-      static_cast<std::int64_t>(static_cast<int>(blockIdx.x) - at.tile_begin.data()[s]) * kFrames;
-  const int frames = static_cast<int>(min(static_cast<std::int64_t>(kFrames), at.y_rows.data()[s] - frame));
-  const std::int64_t x_rows = at.x_rows.data()[s];
-  const std::int64_t before = frame * p.stride - p.padding;
+  const SequenceRows::Tile tile = at.tile<kFrames>(static_cast<int>(blockIdx.x));
+  const int frames = static_cast<int>(tile.frames);
+  const std::int64_t before = tile.frame * p.stride - p.padding;
   const int count = (frames - 1) * p.stride * p.inputs + kTaps;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
     const std::int64_t row = before + i / p.inputs;
-    values[i] = row >= 0 && row < x_rows ? to_float(x.row(at.x_begin.data()[s] + row)[i % p.inputs]) : 0.0f;
+    values[i] = row >= 0 && row < tile.x_rows ? to_float(x.row(tile.x_begin + row)[i % p.inputs]) : 0.0f;
   }
   __syncthreads();
   if (first >= p.outputs) return;
@@ -65,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int n = 0; n < kVector; ++n) sum[n] = activate_for<T>(*p.activation, sum[n]);
     }
-    T* const to = y.row(at.y_begin.data()[s] + frame + f) + first;
+    T* const to = y.row(tile.y_begin + tile.frame + f) + first;
     if (p.vectors) {
       store(to, sum);
       continue;
@@ -95,13 +92,13 @@ void convolve_narrow(const CudaConvolution& packed, const Frames& frames, CudaSt
                               takes_vectors(frames.y),
                               shape.activation};
   const auto blocks = static_cast<unsigned>(ceil_div(shape.outputs, std::int64_t{kThreads * kVector}));
-  for_sequences(frames.spans, kFrames, [&](const SequenceRows& sequences) {
+  for_sequences(frames, kFrames, [&](const SequenceRows& sequences, unsigned tiles) {
     with_type(frames.x.dtype, "x", [&](auto from) {
       with_type(shape.compute, "y", [&](auto to) {
         using X = decltype(from);
         using T = decltype(to);
         const auto with = [&](auto taps) {
-          launch(stream, dim3(static_cast<unsigned>(sequences.tiles()), blocks), dim3(kThreads), 0, Overlap::yes,
+          launch(stream, dim3(tiles, blocks), dim3(kThreads), 0, Overlap::yes,
                  narrow_kernel<decltype(taps)::value, T, X>, Rows<const X>(frames.x),
                  reinterpret_cast<const T*>(packed.weight->data()), Rows<T>(frames.y), parameters, sequences);
         };

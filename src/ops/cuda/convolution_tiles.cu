@@ -11,8 +11,8 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kFrames = 128;  // of a tile
 constexpr int kThreads = 128;
+constexpr int kMostFrames = 128;         // of a tile
 constexpr int kStages = 4;               // taps of weights
 constexpr int kMostChannels = 64;        // at a time
 constexpr int kPad = 8;                  // elements behind each row, so that eight rows lie in different banks
@@ -44,19 +44,16 @@ __device__ __forceinline__ void await_all_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// One tile's place and its parts of shared memory.
-template <typename T, typename X, int kOutputs>
+// One tile's place and its parts of shared memory. A warp has a quarter of the tile's frames, 16 or 32.
+template <typename T, typename X, int kOutputs, int kFrames>
 class Tile {
+  static constexpr int kHalves = kFrames / 64;
+  static constexpr int kAccesses = kOutputs * kMostChannels / kVector / kThreads;  // of a thread to a tap's weights
+
  public:
-  __device__ Tile(const Rows<const X>& x, const Rows<T>& y, const Parameters& p, const SequenceRows& at, T* shared)
-      : x_(x), y_(y), p_(p), pitch_(p.channels + kPad), rows_((kFrames - 1) * p.jump + p.taps) {
-    const int tile = static_cast<int>(blockIdx.x);
-    const int s = at.of_tile(tile);
-    frame_ = static_cast<std::int64_t>(tile - at.tile_begin.data()[s]) * kFrames;
-    x_begin_ = at.x_begin.data()[s];
-    x_rows_ = at.x_rows.data()[s];
-    y_begin_ = at.y_begin.data()[s];
-    frames_ = at.y_rows.data()[s] - frame_;
+  __device__ Tile(const Rows<const X>& x, const Rows<T>& y, const Parameters& p, const SequenceRows::Tile& at,
+                  T* shared)
+      : x_(x), y_(y), p_(p), at_(at), pitch_(p.channels + kPad), rows_((kFrames - 1) * p.jump + p.taps) {
     first_ = static_cast<int>(blockIdx.y) * kOutputs;
     group_ = static_cast<int>(blockIdx.z);
     windows_ = shared;
@@ -75,14 +72,15 @@ class Tile {
   __device__ void add_taps(int channel, int tap, int taps) {
     __syncthreads();  // all have read what lies in shared memory
     fetch_windows(channel, tap);
+    find_weights(channel);
     for (int i = 0; i < kStages - 1; ++i) {
-      if (i < taps) fetch_weights(channel, tap + i, i);
+      if (i < taps) fetch_weights(tap + i, i);
       commit();  // the rows of x with the first one
     }
     for (int i = 0; i < taps; ++i) {
       await_all_but<kStages - 2>();
       __syncthreads();  // the tap's weights are there, and those of the tap before have been read
-      if (i + kStages - 1 < taps) fetch_weights(channel, tap + i + kStages - 1, (i + kStages - 1) % kStages);
+      if (i + kStages - 1 < taps) fetch_weights(tap + i + kStages - 1, (i + kStages - 1) % kStages);
       commit();
       multiply_tap(i, i % kStages);
     }
@@ -91,13 +89,13 @@ class Tile {
 
   __device__ void fetch_windows(int channel, int tap) {
     const int vectors = p_.channels / kVector;
-    const std::int64_t first = frame_ * p_.stride - p_.padding + tap;
+    const std::int64_t first = at_.frame * p_.stride - p_.padding + tap;
     for (int i = static_cast<int>(threadIdx.x); i < rows_ * vectors; i += kThreads) {
       const int line = i / vectors;
       const int own = channel + i % vectors * kVector;
       const std::int64_t row = first + static_cast<std::int64_t>(line / p_.jump) * p_.stride + line % p_.jump;
-      const bool inside = row >= 0 && row < x_rows_;
-      const X* const from = x_.row(x_begin_ + (inside ? row : 0)) + static_cast<std::int64_t>(group_) * p_.width;
+      const bool inside = row >= 0 && row < at_.x_rows;
+      const X* const from = x_.row(at_.x_begin + (inside ? row : 0)) + static_cast<std::int64_t>(group_) * p_.width;
       T* const to = windows_ + line * pitch_ + i % vectors * kVector;
       if constexpr (std::is_same_v<T, X>) {
         if (p_.x_vectors) {
@@ -112,41 +110,52 @@ class Tile {
     }
   }
 
-  __device__ void fetch_weights(int channel, int tap, int stage) {
+  // Finds this thread's accesses to the weights of some channels: where they lie at the first tap, and where they go.
+  __device__ void find_weights(int channel) {
     const int vectors = p_.channels / kVector;
-    const T* const all = static_cast<const T*>(p_.weight);
-    for (int i = static_cast<int>(threadIdx.x); i < kOutputs * vectors; i += kThreads) {
+#pragma unroll
+    for (int k = 0; k < kAccesses; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * kThreads;
       const int n = i / vectors;
       const int own = channel + i % vectors * kVector;
-      const bool inside = first_ + n < p_.outputs;
-      const std::int64_t output = static_cast<std::int64_t>(group_) * p_.outputs + (inside ? first_ + n : 0);
-      const T* const from = all + (output * p_.kernel + tap) * p_.width;
-      T* const to = weights_ + (stage * kOutputs + n) * pitch_ + i % vectors * kVector;
+      const std::int64_t output = static_cast<std::int64_t>(group_) * p_.outputs + first_ + n;
+      to_[k] = n < kOutputs ? n * pitch_ + i % vectors * kVector : -1;
+      there_[k] = first_ + n < p_.outputs ? p_.width - own : 0;
+      from_[k] = static_cast<const T*>(p_.weight) + (there_[k] > 0 ? output * p_.kernel * p_.width + own : 0);
+    }
+  }
+
+  __device__ void fetch_weights(int tap, int stage) {
+#pragma unroll
+    for (int k = 0; k < kAccesses; ++k) {
+      if (to_[k] < 0) continue;
+      const T* const from = there_[k] > 0 ? from_[k] + static_cast<std::int64_t>(tap) * p_.width : from_[k];
+      T* const to = weights_ + stage * kOutputs * pitch_ + to_[k];
       if (p_.w_vectors) {
-        const bool there = inside && own < p_.width;
-        copy_async(to, there ? from + own : from, there);
+        copy_async(to, from, there_[k] > 0);
         continue;
       }
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) to[j] = inside && own + j < p_.width ? from[own + j] : from_float<T>(0.0f);
+      for (int j = 0; j < kVector; ++j) to[j] = j < there_[k] ? from[j] : from_float<T>(0.0f);
     }
   }
 
   __device__ void multiply_tap(int tap, int stage) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int warp = static_cast<int>(threadIdx.x / 32);
-    const T* const a_row = windows_ + ((warp * 32 + lane % 16) * p_.jump + tap) * pitch_ + lane / 16 * kVector;
+    const T* const a_row =
+        windows_ + ((warp * 16 * kHalves + lane % 16) * p_.jump + tap) * pitch_ + lane / 16 * kVector;
     const T* const b_row = weights_ + (stage * kOutputs + lane % 8 + lane / 16 * 8) * pitch_ + lane / 8 % 2 * kVector;
     for (int k = 0; k < p_.channels; k += 16) {
-      unsigned a[2][4];
-      load_matrices(a[0], a_row + k);
-      load_matrices(a[1], a_row + 16 * p_.jump * pitch_ + k);
+      unsigned a[kHalves][4];
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) load_matrices(a[half], a_row + half * 16 * p_.jump * pitch_ + k);
 #pragma unroll
       for (int n = 0; n < kOutputs / 16; ++n) {
         unsigned b[4];
         load_matrices(b, b_row + n * 16 * pitch_ + k);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < kHalves; ++half) {
           multiply(sum_[half][2 * n], a[half], b[0], b[1], T{});
           multiply(sum_[half][2 * n + 1], a[half], b[2], b[3], T{});
         }
@@ -163,10 +172,10 @@ class Tile {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int warp = static_cast<int>(threadIdx.x / 32);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int line = warp * 32 + i * 8 + lane / 4;
-      if (line >= frames_) return;
-      T* const to = y_.row(y_begin_ + frame_ + line) + static_cast<std::int64_t>(group_) * p_.outputs;
+    for (int i = 0; i < 2 * kHalves; ++i) {
+      const int line = warp * 16 * kHalves + i * 8 + lane / 4;
+      if (line >= at_.frames) return;
+      T* const to = y_.row(at_.y_begin + at_.frame + line) + static_cast<std::int64_t>(group_) * p_.outputs;
 #pragma unroll
       for (int j = 0; j < kOutputs / 8; ++j) {
         const int n = first_ + j * 8 + lane % 4 * 2;
@@ -190,23 +199,26 @@ class Tile {
   const Rows<const X>& x_;
   const Rows<T>& y_;
   const Parameters& p_;
+  const SequenceRows::Tile at_;
   const int pitch_;
   const int rows_;
-  std::int64_t frame_, x_begin_, x_rows_, y_begin_, frames_;
   int first_, group_;
   T* windows_;
   T* weights_;
-  float sum_[2][kOutputs / 8][4] = {};
+  const T* from_[kAccesses];
+  int to_[kAccesses], there_[kAccesses];  // there: channels from this one on
+  float sum_[kHalves][kOutputs / 8][4] = {};
 };
 
-template <typename T, typename X, int kOutputs>
+template <typename T, typename X, int kOutputs, int kFrames>
 __global__ void __launch_bounds__(kThreads)
     tiles_kernel(Rows<const X> x, Rows<T> y, const __grid_constant__ Parameters p,
                  const __grid_constant__ SequenceRows at) {
   extern __shared__ __align__(16) unsigned char shared[];
   pdl_wait();
   pdl_launch();
-  Tile<T, X, kOutputs>(x, y, p, at, reinterpret_cast<T*>(shared)).run();
+  const SequenceRows::Tile tile = at.tile<kFrames>(static_cast<int>(blockIdx.x));
+  if (tile.frames > 0) Tile<T, X, kOutputs, kFrames>(x, y, p, tile, reinterpret_cast<T*>(shared)).run();
 }
 
 // Outputs of a tile, such that few are left over.
@@ -224,8 +236,8 @@ int outputs_of(int outputs) {
   return best;
 }
 
-std::size_t row_bytes(const Parameters& p) {
-  const int rows = (kFrames - 1) * p.jump + p.taps;
+std::size_t row_bytes(const Parameters& p, int frames) {
+  const int rows = (frames - 1) * p.jump + p.taps;
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(p.channels + kPad) * sizeof(std::uint16_t);
 }
 
@@ -234,15 +246,15 @@ void divide(Parameters& p) {
   p.channels = std::min(kMostChannels, round_up(p.width, 16));
   for (p.taps = p.kernel;; p.taps = ceil_div(p.taps, 2)) {
     p.jump = std::min(p.stride, p.taps);
-    if (p.taps == 1 || row_bytes(p) <= kMostRowBytes) return;
+    if (p.taps == 1 || row_bytes(p, kMostFrames) <= kMostRowBytes) return;
   }
 }
 
-template <typename T, typename X, int kOutputs>
+template <typename T, typename X, int kOutputs, int kFrames>
 void enqueue_tiles(const Frames& frames, const Parameters& p, int groups, CudaStream& stream) {
-  const auto kernel = tiles_kernel<T, X, kOutputs>;
+  const auto kernel = tiles_kernel<T, X, kOutputs, kFrames>;
   const std::size_t bytes =
-      row_bytes(p) + static_cast<std::size_t>(kStages * kOutputs * (p.channels + kPad)) * sizeof(T);
+      row_bytes(p, kFrames) + static_cast<std::size_t>(kStages * kOutputs * (p.channels + kPad)) * sizeof(T);
   static const bool configured = [&] {
     constexpr int kMost =
         kMostRowBytes + kStages * kOutputs * (kMostChannels + kPad) * static_cast<int>(sizeof(std::uint16_t));
@@ -251,10 +263,8 @@ void enqueue_tiles(const Frames& frames, const Parameters& p, int groups, CudaSt
     return true;
   }();
   static_cast<void>(configured);
-  for_sequences(frames.spans, kFrames, [&](const SequenceRows& sequences) {
-    launch(stream,
-           dim3(static_cast<unsigned>(sequences.tiles()), static_cast<unsigned>(ceil_div(p.outputs, kOutputs)),
-                static_cast<unsigned>(groups)),
+  for_sequences(frames, kFrames, [&](const SequenceRows& sequences, unsigned tiles) {
+    launch(stream, dim3(tiles, static_cast<unsigned>(ceil_div(p.outputs, kOutputs)), static_cast<unsigned>(groups)),
            dim3(kThreads), bytes, Overlap::yes, kernel, Rows<const X>(frames.x), Rows<T>(frames.y), p, sequences);
   });
 }
@@ -279,18 +289,29 @@ void convolve_tiles(const CudaConvolution& packed, const Frames& frames, CudaStr
   p.activation = shape.activation.value_or(ActivationKind::relu);
   divide(p);
   const int groups = static_cast<int>(shape.groups);
-  const auto with = [&](auto type, auto from) {
+  const auto of_outputs = [&](auto type, auto from, auto outputs) {
     using T = decltype(type);
     using X = decltype(from);
+    constexpr int kOutputs = decltype(outputs)::value;
+    // Half as many frames to a tile where there are fewer tiles than multiprocessors.
+    const std::int64_t tiles =
+        ceil_div(frames.y.rows, std::int64_t{kMostFrames}) * groups * ceil_div(p.outputs, kOutputs);
+    if (tiles < packed.multiprocessors) {
+      enqueue_tiles<T, X, kOutputs, kMostFrames / 2>(frames, p, groups, stream);
+    } else {
+      enqueue_tiles<T, X, kOutputs, kMostFrames>(frames, p, groups, stream);
+    }
+  };
+  const auto with = [&](auto type, auto from) {
     switch (outputs_of(p.outputs)) {
       case 64:
-        return enqueue_tiles<T, X, 64>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 64>{});
       case 48:
-        return enqueue_tiles<T, X, 48>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 48>{});
       case 32:
-        return enqueue_tiles<T, X, 32>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 32>{});
       default:
-        return enqueue_tiles<T, X, 16>(frames, p, groups, stream);
+        return of_outputs(type, from, std::integral_constant<int, 16>{});
     }
   };
   const auto from = [&](auto type) {

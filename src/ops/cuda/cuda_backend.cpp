@@ -82,7 +82,7 @@ class CudaBackend final : public Backend {
     cuda::convolve(packed, args, cuda_stream(stream));
   }
   void instance_norm(const InstanceNormArgs& args, Stream& stream) override {
-    cuda::instance_norm(args, cuda_stream(stream));
+    cuda::instance_norm(args, device_, cuda_stream(stream));
   }
   void trim_frames(const TrimArgs& args, Stream& stream) override { cuda::trim_frames(args, cuda_stream(stream)); }
   void transpose(const MatrixRef& x, const MatrixRef& y, Stream& stream) override {

@@ -28,7 +28,7 @@ std::unique_ptr<PackedConvolution> pack_convolution(const ConvolutionShape& shap
 std::size_t convolution_bytes(const ConvolutionShape& shape);
 std::size_t convolution_workspace(const ConvolutionShape& shape);
 void convolve(const PackedConvolution& packed, const ConvolveArgs& args, CudaStream& stream);
-void instance_norm(const InstanceNormArgs& args, CudaStream& stream);
+void instance_norm(const InstanceNormArgs& args, const CudaDevice& device, CudaStream& stream);
 void trim_frames(const TrimArgs& args, CudaStream& stream);
 void transpose(const MatrixRef& x, const MatrixRef& y, CudaStream& stream);
 void rotary(const RotaryArgs& args, CudaStream& stream);

@@ -42,7 +42,7 @@ void self_attention(const SelfAttentionArgs& args, const CudaDevice& device, Cud
     }
     self_attend_whole(args, stream);
   } else if (args.q.dtype == DType::f32) {
-    self_attend_f32(args, stream);
+    self_attend_f32(args, device, stream);
   } else if (takes_wgmma(args, device)) {
     self_attend_wgmma(args, device, stream);
   } else {

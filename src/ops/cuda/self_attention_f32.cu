@@ -109,14 +109,17 @@ __global__ void __launch_bounds__(kThreads) self_f32_kernel(const __grid_constan
   }
 }
 
-// Heads of up to 64: a block takes 128 rows of one sequence and one head, and walks through the keys 64 at a time. A
-// thread has 8 rows by 4 keys of the scores, then the same rows by some dimensions of the sums, as products of matrices
-// have them; weights go from one to the other through shared memory.
-template <int kDim>
+// Heads of up to 64: a block takes some rows of one sequence and one head, and walks through the keys 64 at a time. A
+// thread has 8 or 4 rows by 4 keys of the scores, then the same rows by some dimensions of the sums, as products of
+// matrices have them; weights go from one to the other through shared memory.
+template <int kDim, int kRowsOfBlock>
 struct Blocked {
-  static constexpr int kThreads = 256;  // 16 by 16
-  static constexpr int kRows = 128;
-  static constexpr int kOwnRows = kRows / 16;
+  static constexpr int kRows = kRowsOfBlock;
+  static constexpr int kOwnRows = kRows == 128 ? 8 : 4;
+  static constexpr int kThreads = 16 * (kRows / kOwnRows);
+  // Accesses of a thread to keys that are under way at a time: more where the registers of few threads hold them.
+  static constexpr int kAhead = kThreads == 128 ? 4 : 2;
+  static constexpr int kBlocks = kThreads == 128 ? 3 : 2;  // of a multiprocessor
   static constexpr int kKeys = 64;
   static constexpr int kOwnKeys = kKeys / 16;
   static constexpr int kOwnDims = kDim / 16;
@@ -129,10 +132,10 @@ struct Blocked {
   float weights[kKeys][kRowStride];
 };
 
-template <int kDim>
-__global__ void __launch_bounds__(Blocked<kDim>::kThreads, 2)
+template <int kDim, int kRowsOfBlock>
+__global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, Blocked<kDim, kRowsOfBlock>::kBlocks)
     self_f32_blocked_kernel(const __grid_constant__ Parameters p) {
-  using B = Blocked<kDim>;
+  using B = Blocked<kDim, kRowsOfBlock>;
   extern __shared__ float4 memory[];
   B& m = *reinterpret_cast<B*>(memory);
   pdl_wait();
@@ -169,14 +172,14 @@ __global__ void __launch_bounds__(Blocked<kDim>::kThreads, 2)
   for (float& value : largest) value = -INFINITY;
   for (int key0 = 0; key0 < seen; key0 += B::kKeys) {
     __syncthreads();
-#pragma unroll 2
+#pragma unroll B::kAhead
     for (int i = tid; i < B::kKeys * (kDim / 4); i += B::kThreads) {
       const int row = i % B::kKeys;
       const int d = i / B::kKeys * 4;
       const float4 four = fetch(p.k, tile.begin + key0 + row, key0 + row < keys, d);
       m.k[d][row] = four.x, m.k[d + 1][row] = four.y, m.k[d + 2][row] = four.z, m.k[d + 3][row] = four.w;
     }
-#pragma unroll 2
+#pragma unroll B::kAhead
     for (int i = tid; i < B::kKeys * (kDim / 4); i += B::kThreads) {
       const int row = i / (kDim / 4);
       const int d = i % (kDim / 4) * 4;
@@ -238,23 +241,33 @@ __global__ void __launch_bounds__(Blocked<kDim>::kThreads, 2)
 #pragma unroll
       for (float& value : out[r]) value *= shrink;
 #pragma unroll
-      for (int j = 0; j < B::kOwnKeys; ++j) {
-        const float weight = expf(scores[r][j] - offset);
-        total[r] += weight;
-        m.weights[across * B::kOwnKeys + j][row0 + r] = weight;
-      }
+      for (float& score : scores[r]) total[r] += score = expf(score - offset);
+    }
+#pragma unroll
+    for (int j = 0; j < B::kOwnKeys; ++j) {
+      float weights[B::kOwnRows];
+#pragma unroll
+      for (int r = 0; r < B::kOwnRows; ++r) weights[r] = scores[r][j];
+      store(&m.weights[16 * j + across][row0], weights);
     }
     // Weights are read by the half warp that wrote them.
     __syncwarp();
 #pragma unroll 2
     for (int j = 0; j < B::kKeys; ++j) {
       float weights[B::kOwnRows];
+      float values[4];
       load(&m.weights[j][row0], weights);
+      const int key = j % 16 * B::kOwnKeys + j / 16;
+      if constexpr (B::kOwnDims == 4) {
+        load(&m.v[key][across * 4], values);
+      } else {
+        const float2 two = *reinterpret_cast<const float2*>(&m.v[key][across * 2]);
+        values[0] = two.x, values[1] = two.y;
+      }
 #pragma unroll
       for (int d = 0; d < B::kOwnDims; ++d) {
-        const float value = m.v[j][across + 16 * d];
 #pragma unroll
-        for (int r = 0; r < B::kOwnRows; ++r) out[r][d] = fmaf(weights[r], value, out[r][d]);
+        for (int r = 0; r < B::kOwnRows; ++r) out[r][d] = fmaf(weights[r], values[d], out[r][d]);
       }
     }
   }
@@ -267,32 +280,44 @@ __global__ void __launch_bounds__(Blocked<kDim>::kThreads, 2)
     if (row0 + r >= tile.rows) continue;
 #pragma unroll
     for (int d = 0; d < B::kOwnDims; ++d) {
-      const int at = across + 16 * d;
+      const int at = across * B::kOwnDims + d;
       if (at < p.head_dim) p.y.row(tile.row + row0 + r)[column + at] = out[r][d] * inverse;
     }
   }
 }
 
-template <int kDim>
+template <int kDim, int kRowsOfBlock>
 void launch_blocked(const Parameters& p, std::int64_t rows, CudaStream& stream) {
-  const auto kernel = self_f32_blocked_kernel<kDim>;
-  constexpr std::size_t kBytes = sizeof(Blocked<kDim>);
+  using B = Blocked<kDim, kRowsOfBlock>;
+  const auto kernel = self_f32_blocked_kernel<kDim, kRowsOfBlock>;
+  constexpr std::size_t kBytes = sizeof(B);
   static const bool configured = [&] {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)),
                "asking for shared memory for attention");
     return true;
   }();
   static_cast<void>(configured);
-  const std::int64_t tiles = rows / Blocked<kDim>::kRows + p.sequences;
-  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(Blocked<kDim>::kThreads), kBytes, Overlap::yes,
-         kernel, p);
+  const std::int64_t tiles = rows / B::kRows + p.sequences;
+  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(B::kThreads), kBytes, Overlap::yes, kernel, p);
+}
+
+// Large blocks read keys and values from memory less often; small ones are enough for all multiprocessors where there
+// are few rows.
+template <int kDim>
+void launch_blocked(const Parameters& p, std::int64_t rows, int multiprocessors, CudaStream& stream) {
+  const auto fills = [&](std::int64_t rows_of_block) {
+    return rows * p.heads >= 2 * rows_of_block * multiprocessors;  // two of a multiprocessor
+  };
+  if (fills(128)) return launch_blocked<kDim, 128>(p, rows, stream);
+  if (fills(64)) return launch_blocked<kDim, 64>(p, rows, stream);
+  launch_blocked<kDim, 32>(p, rows, stream);
 }
 
 bool takes_fours(const MatrixRef& x) { return reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0; }
 
 }  // namespace
 
-void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream) {
+void self_attend_f32(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream) {
   const int dim = static_cast<int>(args.q.columns / args.heads);
   const Parameters p{Rows<const float>(args.q),
                      Rows<const float>(args.k),
@@ -308,8 +333,8 @@ void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream) {
                      args.scale,
                      args.causal};
   if (dim <= 64 && dim % 4 == 0 && takes_fours(args.q) && takes_fours(args.k) && takes_fours(args.v)) {
-    if (dim <= 32) return launch_blocked<32>(p, args.map.rows, stream);
-    return launch_blocked<64>(p, args.map.rows, stream);
+    if (dim <= 32) return launch_blocked<32>(p, args.map.rows, device.multiprocessors(), stream);
+    return launch_blocked<64>(p, args.map.rows, device.multiprocessors(), stream);
   }
   const int bytes = (kRows + 2 * kKeys) * (dim | 1) * static_cast<int>(sizeof(float));
   check_cuda(cudaFuncSetAttribute(self_f32_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),

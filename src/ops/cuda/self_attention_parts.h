@@ -17,7 +17,7 @@ bool takes_wgmma(const SelfAttentionArgs& args, const CudaDevice& device);
 void self_attend_wgmma(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
 
 /// The same in float arithmetic on q, k, v and y of f32.
-void self_attend_f32(const SelfAttentionArgs& args, CudaStream& stream);
+void self_attend_f32(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
 
 /// Whole matrices of scores between products of cuBLASLt; sequences of SelfAttentionArgs::length rows each.
 void self_attend_whole(const SelfAttentionArgs& args, CudaStream& stream);
