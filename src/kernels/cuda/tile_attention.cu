@@ -422,7 +422,7 @@ bool attends_in_tiles(std::int64_t inputs, std::int64_t heads, std::int64_t head
 std::int64_t most_attended_tiles(std::int64_t inputs, std::int64_t width, int multiprocessors) {
   // Measured on an H100 with widths of 384 and 768: long sums want a multiprocessor for each block.
   constexpr std::int64_t kShortSum = 512;
-  const int blocks = inputs <= kShortSum ? multiprocessors * 3 / 2 : multiprocessors * 3 / 4;
+  const int blocks = inputs <= kShortSum ? multiprocessors * 3 / 2 : multiprocessors;
   return blocks / (width / tile::kWidth);
 }
 
