@@ -53,6 +53,7 @@ struct GraphKey {
   std::int64_t sequences = 0;
   std::int64_t length = 0;  // of the padded batch that it leaves on the device; 0: it leaves none
   bool types = false;
+  bool tiles = false;           // of short sequences
   std::int64_t steps = 0;       // of recordings: all of them,
   std::int64_t each_steps = 0;  // and AudioInput::settled_steps()
   auto operator<=>(const GraphKey&) const = default;
@@ -78,8 +79,9 @@ struct EncoderEngine::Impl {
   std::unique_ptr<Buffer> arena, scratch, tables, staging, pixels, padded;
   std::unique_ptr<AudioInput> audio;
   std::map<GraphKey, std::unique_ptr<Graph>> graphs;
-  std::size_t maps_used = 0;  // bytes of the pass at hand in `staging`, which the rows asked of its head follow
-  MatrixRef resident_hidden;  // what on_device() gives
+  std::size_t maps_used = 0;        // bytes of the pass at hand in `staging`, which the rows asked of its head follow
+  std::int64_t tiles_attended = 0;  // most_attended_tiles()
+  MatrixRef resident_hidden;        // what on_device() gives
   std::vector<std::int32_t> lengths_of_batch;  // of the images or recordings at hand, in rows
 
   bool eager() const { return options.path == EncoderPath::eager; }
@@ -182,6 +184,7 @@ void EncoderEngine::Impl::configure() {
   if (gpu() && !eager()) lowering.full_precision = "wgmma";
   lowering.backend = traits;
   nodes = lower(program, backend->device(), lowering);
+  tiles_attended = most_attended_tiles(nodes);
   if (program.audio) {
     audio = std::make_unique<AudioInput>(
         *program.audio, *backend, *stream,
@@ -197,8 +200,9 @@ void EncoderEngine::Impl::allocate() {
   scratch = device.allocate(plan.workspace, "scratch of kernels");
   const auto rows = static_cast<std::size_t>(sizes.max_rows);
   const auto batch = static_cast<std::size_t>(sizes.max_batch);
-  // Tokens, positions, types and rows asked for; where sequences and their frames begin, and how much of each counts.
-  const std::size_t map_bytes = (4 * rows + 3 * (batch + 1)) * sizeof(std::int32_t);
+  // Tokens, positions, types and rows asked for; where sequences, their frames and their tiles begin, and how much of
+  // each counts.
+  const std::size_t map_bytes = (4 * rows + 5 * (batch + 1)) * sizeof(std::int32_t);
   tables = device.allocate(map_bytes, "maps of rows");
   staging = device.allocate_staging(map_bytes);
   graphs.clear();
@@ -412,6 +416,18 @@ Pass EncoderEngine::Impl::begin_pass(const Input& batch, const Group& group, con
                    [](std::int64_t row) { return static_cast<std::int32_t>(row); });
     pass.last_begin = on_device(last_begin);
   }
+  const std::span<const std::int32_t> row_begin(begin, static_cast<std::size_t>(pass.map.sequences) + 1);
+  if (pass.map.rows <= std::min(kMostFineRows, tiles_attended * SequenceTiles::kRows)) {
+    const std::int64_t tiles = places_for_tiles(row_begin, pass.map.rows);
+    auto* const at_host = reinterpret_cast<TileBegin*>(host);
+    if (tiles > 0 && pack_tiles(row_begin, {at_host, static_cast<std::size_t>(tiles) + 1}) <= tiles_attended) {
+      const std::int32_t* const first = on_device(take(2 * (tiles + 1)));
+      // The rows of a capture are less than a step more than those of the sequences.
+      static_assert(kBucketStep == SequenceTiles::kRows);
+      pass.tiles = {tiles, ceil_div(pass.map.rows, SequenceTiles::kRows), reinterpret_cast<const TileBegin*>(first),
+                    on_device(begin)};
+    }
+  }
   maps_used = static_cast<std::size_t>(reinterpret_cast<std::byte*>(host) - staging->data());
   std::int32_t* const asked = host;
   for (const TokenPlace& place : head_rows_of(group, wants))
@@ -467,7 +483,8 @@ void EncoderEngine::Impl::work(const Pass& pass, const Group& group, std::int64_
 // asked of it: it is enqueued by itself.
 void EncoderEngine::Impl::replay(const Input& batch, const Pass& pass, const Group& group, bool on_device) {
   const std::int64_t length = batch.length;
-  GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr};
+  GraphKey key{pass.map.rows, pass.map.sequences, on_device ? length : 0, pass.map.types != nullptr,
+               pass.tiles.tiles > 0};
   if (batch.audio != nullptr) key.steps = pass.steps.rows, key.each_steps = audio->settled_steps(*batch.audio);
   Pass body = pass;
   body.logits = 0;

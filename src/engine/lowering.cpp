@@ -239,9 +239,23 @@ class Lowerer {
       out_.push_back(std::move(fused));
       push(nodes_[i + 1]);
     } else {
+      if (!behind) take_attention(i, node, fused);
       out_.push_back(std::move(fused));
     }
     return after;
+  }
+
+  // The attention behind linear node i, where nobody else wants q, k and v, is taken in for short sequences.
+  void take_attention(std::size_t i, const LinearNode& node, LoweredNode& fused) const {
+    if (!options_.fuse || i + 1 >= nodes_.size()) return;
+    const auto* attention = std::get_if<SelfAttentionNode>(&nodes_[i + 1].op);
+    if (attention == nullptr || node.y != std::vector<BufferId>{attention->q, attention->k, attention->v} ||
+        !attention->bias.empty() ||
+        !std::all_of(node.y.begin(), node.y.end(), [&](BufferId id) { return dead_after(nodes_, i + 1, id); })) {
+      return;
+    }
+    fused.most_tiles = fused.kernel->attends(fused.site, attention->heads, device_);
+    if (fused.most_tiles > 0) fused.attention = *attention;
   }
 
   DType dtype(BufferId id) const {
@@ -291,7 +305,9 @@ std::vector<BufferId> LoweredNode::writes() const {
   if (gated) return {gated->y};
   if (activation) return {activation->y};
   if (keeps_sum) return {std::get<NormNode>(node.op).y, before->y};
-  return std::visit(UsesOf{}, node.op).writes;
+  std::vector<BufferId> out = std::visit(UsesOf{}, node.op).writes;
+  if (attention) out.push_back(attention->y);
+  return out;
 }
 
 std::string LoweredNode::name() const {
@@ -315,6 +331,14 @@ std::string LoweredNode::name() const {
   if (gated || activation) out += " + activation";
   if (rotary) out += " + rotary";
   if (store) out += " + kv_store";
+  return out;
+}
+
+std::int64_t most_attended_tiles(const std::vector<LoweredNode>& nodes) {
+  std::int64_t out = 0;
+  for (const LoweredNode& node : nodes) {
+    if (node.attention) out = out == 0 ? node.most_tiles : std::min(out, node.most_tiles);
+  }
   return out;
 }
 

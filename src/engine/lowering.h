@@ -23,6 +23,9 @@ struct LoweredNode {
   std::optional<AddNode> add;                // folded in as the residual epilogue
   std::optional<GatedNode> gated;            // folded in as the gated epilogue
   std::optional<ActivationNode> activation;  // folded in as the activation epilogue
+  // The node behind a site of q, k and v, which the site's kernel takes in where a pass has short sequences only.
+  std::optional<SelfAttentionNode> attention;
+  std::int64_t most_tiles = 0;  // LinearKernel::attends() of these
   // For a norm node:
   std::optional<AddNode> before;  // folded in: what is normed is its sum, which is kept where keeps_sum
   bool keeps_sum = false;
@@ -47,6 +50,9 @@ struct LoweringOptions {
   std::int64_t decode_rows = 1;  // rows of a decode step, which --kernel auto measures for beside max_rows
   BackendTraits backend;
 };
+
+/// The most tiles of short sequences for which all nodes that can take in attention do so; 0: there are none.
+std::int64_t most_attended_tiles(const std::vector<LoweredNode>& nodes);
 
 /// With kernel "auto", quantised sites get the kernel that measures fastest on the device at decode_rows and max_rows
 /// rows (kernels/autotune.h), the others the dense one. Throws Error where the named kernel cannot run a site, with the

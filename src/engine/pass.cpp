@@ -36,7 +36,12 @@ MatrixRef PassRunner::matrix(BufferId id, const Pass& pass) const {
   return ref;
 }
 
+bool PassRunner::takes_attention(const LoweredNode& lowered, const Pass& pass) const {
+  return lowered.attention && pass.tiles.tiles > 0;
+}
+
 bool PassRunner::skips(std::size_t index, const Pass& pass) const {
+  if (index > 0 && takes_attention((*p_.nodes)[index - 1], pass)) return true;
   const std::vector<BufferId> writes = (*p_.nodes)[index].writes();
   const BufferId out = writes.empty() ? p_.program->hidden_state : writes.front();
   return p_.program->buffers[static_cast<std::size_t>(out)].rows == RowSet::logits && pass.logits == 0;
@@ -50,6 +55,13 @@ void PassRunner::enqueue_linear(const LoweredNode& lowered, const PackedLinear& 
   if (lowered.norm) args.norm_weight = p_.weights->norm(lowered.norm->weight);
   args.workspace = p_.scratch;
   std::vector<MatrixRef> y;
+  if (takes_attention(lowered, pass)) {
+    const SelfAttentionNode& attention = *lowered.attention;
+    y = {matrix(attention.y, pass)};
+    args.y = y;
+    lowered.kernel->attend(packed, args, {attention.heads, attention.scale, attention.causal, pass.tiles}, *p_.stream);
+    return;
+  }
   if (lowered.add) {
     y = {matrix(lowered.add->y, pass)};
     args.residual = matrix(lowered.add->a == node.y[0] ? lowered.add->b : lowered.add->a, pass);

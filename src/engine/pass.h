@@ -38,6 +38,7 @@ struct Pass {
   const std::int32_t* last_begin = nullptr;  // [sequences]
   const std::int32_t* kept = nullptr;        // [sequences]
   std::int64_t length = 0;                   // SelfAttentionArgs::length
+  SequenceTiles tiles;                       // where all sequences are short, and the pass is small; else none
 };
 
 class PassRunner {
@@ -59,7 +60,8 @@ class PassRunner {
 
   std::int64_t rows_of(const BufferDesc& buffer, const Pass& pass) const;
   MatrixRef matrix(BufferId id, const Pass& pass) const;
-  /// Whether the pass has no use for node `index`: its logits are wanted by nobody.
+  /// Whether the pass has no use for node `index`: its logits are wanted by nobody, or the node before has done its
+  /// work, too.
   bool skips(std::size_t index, const Pass& pass) const;
   /// Enqueues node `index`; false where it needs a cache, a table of rotations or a next token, which an encoder's pass
   /// does not have.
@@ -67,6 +69,7 @@ class PassRunner {
 
  private:
   void enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) const;
+  bool takes_attention(const LoweredNode& lowered, const Pass& pass) const;
   void enqueue_norm(const LoweredNode& lowered, const NormNode& node, const Pass& pass) const;
   void enqueue_embed(const EmbedNode& node, const Pass& pass) const;
   void enqueue_patches(const PatchNode& node, const Pass& pass) const;

@@ -224,8 +224,9 @@ MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nod
   if (ordered.copy > 0) item("inputs in the order of act-order", ordered.copy + ordered.tables);
   plan_arena(program, nodes, sizes, plan.arena);
   if (program.encoder) {
-    // Tokens, positions, types and rows asked for; where sequences begin, and how much of each counts.
-    plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_batch + 1, 2, 4);
+    // Tokens, positions, types and rows asked for; where sequences and tiles of them begin, and how much of each
+    // counts.
+    plan.arena += rows_bytes(sizes.max_rows, 4, 4) + rows_bytes(sizes.max_batch + 1, 5, 4);
     if (program.image) plan.arena += rows_bytes(sizes.max_images, program.image->values(), sizeof(float));
     if (program.audio) plan.arena += audio_bytes(program, sizes, backend.device().info().kind);
     item("activations and maps", plan.arena);

@@ -28,6 +28,10 @@ std::string text_of(std::span<const KernelWay> ways) {
   return out;
 }
 
+void LinearKernel::attend(const PackedLinear&, const LinearArgs&, const SiteAttention&, Stream&) const {
+  fail("the kernel {} does not attend behind a site: ask attends() first", name());
+}
+
 LinearSite fused_site(LinearSite site, const Fit& fit) {
   if (!fit.fuses_prologue) site.prologue = {};
   if (!fit.fuses_epilogue) site.epilogue = {};

@@ -5,6 +5,7 @@
 #include "core/matrix.h"
 #include "core/tensor.h"
 #include "formats/gptq_tensors.h"
+#include "kernels/sequence_tiles.h"
 
 #include <cstdint>
 #include <memory>
@@ -133,6 +134,15 @@ struct LinearArgs {
   std::byte* workspace = nullptr;      // workspace(site, rows) bytes, 64-byte aligned, of undefined content
 };
 
+/// Attention behind a site of q, k and v (three parts of as many outputs) whose outputs nobody else wants, over
+/// sequences so short that tiles hold whole ones: y = softmax(scale * q k^T) v among the rows of each sequence.
+struct SiteAttention {
+  std::int64_t heads = 0;
+  float scale = 1;
+  bool causal = false;  // a row sees the rows up to itself
+  SequenceTiles tiles = {};
+};
+
 /// What a kernel does up to a number of rows.
 struct KernelWay {
   std::string_view name;
@@ -168,6 +178,19 @@ class LinearKernel {
   /// Neither allocates nor waits; may be captured. args is copied as needed: its spans need not outlive the call, what
   /// its pointers point at must.
   virtual void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const = 0;
+
+  /// The most tiles of sequences for which attend() at such a site with so many heads is faster than enqueue() and
+  /// attention by itself, on a device that fit() has said yes to; 0: it does not take the site.
+  virtual std::int64_t attends(const LinearSite& site, std::int64_t heads, const DeviceInfo& device) const {
+    static_cast<void>(site);
+    static_cast<void>(heads);
+    static_cast<void>(device);
+    return 0;
+  }
+  /// As enqueue(), with the attention behind the site; args.y is its one output, [rows, heads * head size], not x.
+  /// Sequences share nothing, but where one holds what is no number, so may others of its tile.
+  virtual void attend(const PackedLinear& packed, const LinearArgs& args, const SiteAttention& attention,
+                      Stream& stream) const;
 };
 
 /// The site without the prologue and epilogue that a kernel does not fuse: what pack() wants.

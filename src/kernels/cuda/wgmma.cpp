@@ -5,6 +5,7 @@
 #include "kernels/cuda/dense_weights.h"
 #include "kernels/cuda/elementwise_activation.h"
 #include "kernels/cuda/site_gemm.h"
+#include "kernels/cuda/tile_attention.h"
 #include "kernels/cuda/tile_gemm.h"
 #include "kernels/registry.h"
 
@@ -87,6 +88,34 @@ class WgmmaKernel final : public LinearKernel {
       nibble::gemm(library, cuda_stream(stream));
       if (activates) activate_rows(site.epilogue.activation, args.y.front(), cuda_stream(stream));
     }
+  }
+
+  std::int64_t attends(const LinearSite& site, std::int64_t heads, const DeviceInfo& device) const override {
+    constexpr std::size_t kParts = 3;
+    const std::int64_t width = site.parts.front().out_features;
+    const bool takes = site.parts.size() == kParts && site.out_features() == 3 * width &&
+                       site.parts[1].out_features == width && site.epilogue.kind == EpilogueKind::store &&
+                       site.compute != DType::f32 && site.x_dtype == site.compute && site.y_dtype == site.compute &&
+                       heads > 0 && width % heads == 0 && attends_in_tiles(site.in_features(), heads, width / heads);
+    return takes ? most_attended_tiles(site.in_features(), width, device.threads) : 0;
+  }
+
+  void attend(const PackedLinear& packed, const LinearArgs& args, const SiteAttention& attention,
+              Stream& stream) const override {
+    const DenseWeights& dense = *static_cast<const Packed&>(packed).dense;
+    TileAttention a;
+    a.rows = args.rows;
+    a.k = dense.site.in_features();
+    a.head_dim = dense.site.parts.front().out_features / attention.heads;
+    a.type = dense.site.compute;
+    a.x = args.x.data;
+    a.x_stride = args.x.stride;
+    a.w = dense.weights->data();
+    a.bias = dense.bias ? dense.bias->data() : nullptr;
+    a.y = args.y.front().data;
+    a.y_stride = args.y.front().stride;
+    a.attention = attention;
+    attend_in_tiles(a, cuda_stream(stream));
   }
 
  private:
