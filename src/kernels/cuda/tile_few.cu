@@ -56,7 +56,7 @@ class Product {
   __device__ bool copies() const { return warp() == S::kMultiplyWarps; }
 
   // The copying thread. Weights are constant: the first stages' come before the kernels ahead have ended, and the
-  // others are on their way to the second cache.
+  // others are on their way to the second cache: a share of them each for the blocks one below the other.
   __device__ void copy(const CUtensorMap* x, const CUtensorMap* w) const {
     const int ahead = min(S::kStages, p_.steps);
     prefetch_map(x);
@@ -67,7 +67,8 @@ class Product {
       copy_tile(w_at(i), w, full(i), i * kDepth, column0_);
     }
 #pragma unroll 1
-    for (int i = ahead; i < p_.steps; ++i) prefetch_tile(w, i * kDepth, column0_);
+    for (int i = ahead + static_cast<int>(blockIdx.x); i < p_.steps; i += static_cast<int>(gridDim.x))
+      prefetch_tile(w, i * kDepth, column0_);
     pdl_wait();
 #pragma unroll 1
     for (int i = 0; i < ahead; ++i) copy_tile(x_at(i), x, full(i), i * kDepth, row0_);

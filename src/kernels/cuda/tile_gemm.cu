@@ -96,10 +96,10 @@ TilePlan plan_of(const TileGemm& g, int multiprocessors) {
   const TilePlan small{64, 64};
   const TilePlan large{128, 96};
   if (up_to(smallest, 0.75)) return smallest;
-  if (up_to(small, 0.82)) return small;
+  if (up_to(small, g.activation ? 0.82 : 1.5)) return small;
   if (up_to(large, kFewBlocks)) return large;
-  if (up_to(small, g.activation ? 2.0 : 1.5)) return small;
-  if (up_to(large, 1.0) || ceil_div(g.k, std::int64_t{tile::kDepth}) < tile::kWideLeastSteps) return large;
+  if (g.activation && up_to(small, 2.0)) return small;
+  if (up_to(large, 2.0) || ceil_div(g.k, std::int64_t{tile::kDepth}) < tile::kWideLeastSteps) return large;
   // Of wide tiles those whose last round leaves fewer multiprocessors without work.
   const auto time_of = [&](const TilePlan& plan) {
     return ceil_div(blocks_of(g, plan), std::int64_t{multiprocessors}) * plan.columns;
