@@ -176,8 +176,10 @@ class Library {
         cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.w, plan.x, plan.y, plan.y, preference,
                                        a.prefers_clusters ? kProposals : 1, proposed.data(), &found);
     cublasLtMatmulPreferenceDestroy(preference);
-    if (status == CUBLAS_STATUS_SUCCESS && found > 0)
-      plan.algorithm = preferred(std::span(proposed).first(static_cast<std::size_t>(found))).algo;
+    if (status == CUBLAS_STATUS_SUCCESS && found > 0) {
+      const auto all = std::span(proposed).first(static_cast<std::size_t>(found));
+      plan.algorithm = (a.prefers_clusters ? preferred(all) : all.front()).algo;
+    }
     return plan;
   }
 

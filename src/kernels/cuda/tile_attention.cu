@@ -231,8 +231,8 @@ class Attention {
       for (int i = 0; i < 2; ++i) {
         const float2 two = values_of(bias[j + i], T{});
         const float* const four = &sums[4 * (j + i)];
-        pairs[i][0] = upper ? pair_of(four[0] + two.x, four[1] + two.y, T{}) : 0;
-        pairs[i][1] = lower ? pair_of(four[2] + two.x, four[3] + two.y, T{}) : 0;
+        pairs[i][0] = upper ? pack(four[0] + two.x, four[1] + two.y, T{}) : 0;
+        pairs[i][1] = lower ? pack(four[2] + two.x, four[3] + two.y, T{}) : 0;
       }
       store_matrices(to, pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]);
     }
@@ -257,7 +257,7 @@ class Attention {
 #pragma unroll
     for (int i = 0; i < kRows / 16; ++i) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) weights[i][j] = pair_of(scores[8 * i + 2 * j], scores[8 * i + 2 * j + 1], T{});
+      for (int j = 0; j < 4; ++j) weights[i][j] = pack(scores[8 * i + 2 * j], scores[8 * i + 2 * j + 1], T{});
     }
     // Times all columns of v: those of another head are not used.
     float out[kWidth / 2];
@@ -273,10 +273,10 @@ class Attention {
 #pragma unroll
     for (int j = head * kHeadDim / 16; j < (head + 1) * kHeadDim / 16; ++j) {
       const float* const eight = &out[8 * j];
-      store_matrices(written + j * 32, pair_of(eight[0] * inverse[0], eight[1] * inverse[0], T{}),
-                     pair_of(eight[2] * inverse[1], eight[3] * inverse[1], T{}),
-                     pair_of(eight[4] * inverse[0], eight[5] * inverse[0], T{}),
-                     pair_of(eight[6] * inverse[1], eight[7] * inverse[1], T{}));
+      store_matrices(written + j * 32, pack(eight[0] * inverse[0], eight[1] * inverse[0], T{}),
+                     pack(eight[2] * inverse[1], eight[3] * inverse[1], T{}),
+                     pack(eight[4] * inverse[0], eight[5] * inverse[0], T{}),
+                     pack(eight[6] * inverse[1], eight[7] * inverse[1], T{}));
     }
   }
 

@@ -158,8 +158,8 @@ class Product {
 #pragma unroll
     for (int j = 0; j < kColumns / 16; ++j) {
       const float* const eight = &sums[8 * j];
-      store_matrices(written + j * 32, pair_of(eight[0], eight[1], T{}), pair_of(eight[2], eight[3], T{}),
-                     pair_of(eight[4], eight[5], T{}), pair_of(eight[6], eight[7], T{}));
+      store_matrices(written + j * 32, pack(eight[0], eight[1], T{}), pack(eight[2], eight[3], T{}),
+                     pack(eight[4], eight[5], T{}), pack(eight[6], eight[7], T{}));
     }
     __syncwarp();
     constexpr int kOfRow = kColumns / 8;  // pieces of 16 bytes

@@ -26,6 +26,9 @@ struct TileGemm {
   std::int64_t y_stride = 0;
 };
 
+/// From so long sums on cuBLASLt is faster, but for an activation behind them.
+constexpr std::int64_t kLongTileSum = 1536;
+
 /// How a product is divided.
 struct TilePlan {
   int rows = 128;     // of a tile: 64 with 32 or 64 columns, 128 with 96, or with 192 or 256: wide tiles, two by two

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/cuda/launch.cuh"
+#include "core/cuda/pack.cuh"
 #include "kernels/cuda/activation_16.cuh"
 #include "kernels/cuda/tma.cuh"
 
@@ -56,14 +57,6 @@ __device__ __forceinline__ Activation activation_of(const Output& out) {
   }
 }
 
-__device__ __forceinline__ unsigned pair_of(float low, float high, __half) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
-__device__ __forceinline__ unsigned pair_of(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
 __device__ __forceinline__ float2 values_of(unsigned pair, __half) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }

@@ -166,8 +166,8 @@ class Product {
 #pragma unroll
     for (int j = 0; j < kSums / 4; ++j) {
       const float2 bias = values_of(bias_at<T>(p_.out, column0 + j * 8 + lane() % 4 * 2), T{});
-      to[2 * j] = pair_of(sums[4 * j] + bias.x, sums[4 * j + 1] + bias.y, T{});
-      to[2 * j + 1] = pair_of(sums[4 * j + 2] + bias.x, sums[4 * j + 3] + bias.y, T{});
+      to[2 * j] = pack(sums[4 * j] + bias.x, sums[4 * j + 1] + bias.y, T{});
+      to[2 * j + 1] = pack(sums[4 * j + 2] + bias.x, sums[4 * j + 3] + bias.y, T{});
     }
   }
 
@@ -181,7 +181,7 @@ class Product {
         pairs[i / 2][i % 2] = pair;
       } else {
         const float2 x = values_of(pair, T{});
-        pairs[i / 2][i % 2] = pair_of(activation(x.x), activation(x.y), T{});
+        pairs[i / 2][i % 2] = pack(activation(x.x), activation(x.y), T{});
       }
     }
     store_chunk<T>(p_.out, shared_ + S::kChunks + warp() * kChunkBytes, pairs, row0, column0 + part * kChunk);

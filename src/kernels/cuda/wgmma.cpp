@@ -121,10 +121,9 @@ class WgmmaKernel final : public LinearKernel {
  private:
   // Measured from 195 to 1536 rows; fewer and more do best with what the library puts first.
   static bool long_and_few(const GemmArgs& product) {
-    constexpr std::int64_t kLongSum = 1536;
     constexpr std::int64_t kLeastRows = 192;
     constexpr std::int64_t kMostRows = 1600;
-    return product.k >= kLongSum && product.m >= kLeastRows && product.m <= kMostRows;
+    return product.k >= kLongTileSum && product.m >= kLeastRows && product.m <= kMostRows;
   }
 
   static TileGemm tile_gemm_of(const GemmArgs& product) {

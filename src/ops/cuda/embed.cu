@@ -2,6 +2,7 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/elements.cuh"
 #include "ops/cuda/op_checks.h"
+#include "ops/cuda/table.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -18,29 +19,6 @@ __global__ void pick_rows(Rows<const X> x, const std::int32_t* indices, float sc
   for (float& value : values) value *= scale;
   store(y.row(blockIdx.x) + column, values);
 }
-
-// A table that may be missing, of a type that is looked at for each element: it is read from the cache, mostly.
-struct Table {
-  const void* data;
-  std::int64_t stride;
-  DType type;
-
-  explicit Table(const MatrixRef& m) : data(m.data), stride(m.stride), type(m.dtype) {}
-  template <int kWidth>
-  __device__ __forceinline__ void add_to(std::int64_t row, std::int64_t column, float (&sum)[kWidth]) const {
-    float values[kWidth];
-    const std::int64_t index = row * stride + column;
-    if (type == DType::f32) {
-      load(static_cast<const float*>(data) + index, values);
-    } else if (type == DType::f16) {
-      load(static_cast<const __half*>(data) + index, values);
-    } else {
-      load(static_cast<const __nv_bfloat16*>(data) + index, values);
-    }
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) sum[i] += values[i];
-  }
-};
 
 template <int kWidth, typename X, typename Y>
 __global__ void sum_rows(Rows<const X> x, RowMap map, float scale, Table positions, std::int64_t offset, Table types,

@@ -4,6 +4,7 @@
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/elements.cuh"
 #include "ops/cuda/op_checks.h"
+#include "ops/cuda/table.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -50,26 +51,6 @@ __global__ void __launch_bounds__(kThreads)
   load(pixels + line * s.size + place % s.side * s.patch + within % s.patch, values);
   store(y.row(own.row) + own.column, values);
 }
-
-// One of the tables a model keeps for this, each of its own type.
-struct Table {
-  const void* data;
-  std::int64_t stride;
-  DType type;
-
-  explicit Table(const MatrixRef& m) : data(m.data), stride(m.stride), type(m.dtype) {}
-  template <int kWidth>
-  __device__ __forceinline__ void read(std::int64_t row, int column, float (&to)[kWidth]) const {
-    const std::int64_t index = row * stride + column;
-    if (type == DType::f32) {
-      load(static_cast<const float*>(data) + index, to);
-    } else if (type == DType::f16) {
-      load(static_cast<const __half*>(data) + index, to);
-    } else {
-      load(static_cast<const __nv_bfloat16*>(data) + index, to);
-    }
-  }
-};
 
 template <int kWidth, typename X, typename Y>
 __global__ void __launch_bounds__(kThreads)

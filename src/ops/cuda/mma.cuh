@@ -1,6 +1,8 @@
 // Tensor cores by warps: mma.sync m16n8k16 with f32 sums, and the loads that bring operands into its layout.
 #pragma once
 
+#include "core/cuda/pack.cuh"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -37,16 +39,6 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ unsigned pack(float low, float high, __half) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
-}
-
-__device__ __forceinline__ unsigned pack(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
 }
 
 }  // namespace nibble::cuda
