@@ -8,6 +8,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <array>
 #include <cstdint>
 #include <utility>
 
@@ -20,21 +21,39 @@ namespace nibble {
 /// what those wrote.
 enum class Overlap { no, yes };
 
+/// How a multiprocessor's memory should be divided between cache and shared memory while the kernel runs: as its blocks
+/// need, or mostly shared memory. It changes only while a multiprocessor is idle, so that a kernel without shared
+/// memory may have to wait there behind one with much, and the next one behind it.
+enum class Share { as_needed, most };
+
 template <typename... Parameters, typename... Args>
-void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, Overlap overlap,
+void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, Overlap overlap, Share share,
             void (*kernel)(Parameters...), Args&&... args) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream.handle();
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = overlap == Overlap::yes && stream.overlaps() ? 1 : 0;
+  std::array<cudaLaunchAttribute, 2> attributes{};
+  if (overlap == Overlap::yes && stream.overlaps()) {
+    cudaLaunchAttribute& one = attributes[config.numAttrs++];
+    one.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    one.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (share == Share::most) {
+    cudaLaunchAttribute& one = attributes[config.numAttrs++];
+    one.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    one.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  }
+  config.attrs = attributes.data();
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Args>(args))...),
              "launching a kernel");
+}
+
+template <typename... Parameters, typename... Args>
+void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, Overlap overlap,
+            void (*kernel)(Parameters...), Args&&... args) {
+  launch(stream, grid, block, shared_bytes, overlap, Share::as_needed, kernel, std::forward<Args>(args)...);
 }
 
 /// Waits until the kernels before this one have completed and their writes are visible.

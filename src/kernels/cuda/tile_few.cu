@@ -1,7 +1,7 @@
-// Products of few rows: a kernel for Hopper with small tiles, 64 or 128 rows by 32 to 96 columns, one a block, whose
-// stages leave room for a second block on the multiprocessor: that of the next kernel, which waits there with its first
-// weights. Blocks of a cluster that share a tile of x, or have parts of k, were slower: each stage then waits for the
-// slowest of them, and sums that are exchanged cost more than the steps that they save.
+// Products of few rows: a kernel for Hopper with small tiles, 64 or 128 rows by 32 to 96 columns, one a block. Where
+// there are more blocks than multiprocessors two share one; else each is to have one for itself, see kLeastAlone.
+// Blocks of a cluster that share tiles of x and of w are as fast as cuBLASLt's with long sums and no faster with short
+// ones; parts of k are slower from 256 rows on: sums that are exchanged cost more than the steps that they save.
 #include "core/checked.h"
 #include "kernels/cuda/tile_kernels.h"
 #include "kernels/cuda/tile_parts.cuh"
@@ -13,6 +13,12 @@
 namespace nibble::tile {
 namespace {
 
+// A kernel that starts while the one ahead runs finds some multiprocessors full and others empty, and where two of its
+// blocks fit on one, two of them go onto an empty one, where each takes twice as long while others are left without
+// work. So a block that is to be alone asks for more than half of the 228 KB of a multiprocessor, a kilobyte of which
+// is reserved for each block. (With all of them instead, passes of 400 rows took 2% more.)
+constexpr int kLeastAlone = 114 * 1024;
+
 template <int kRows, int kColumns>
 struct Shape {
   static constexpr int kGroups = kRows / 64;
@@ -20,15 +26,14 @@ struct Shape {
   static constexpr int kThreads = 32 * (kMultiplyWarps + 1);
   static constexpr int kXBytes = kRows * kDepth * 2;
   static constexpr int kStageBytes = kXBytes + kColumns * kDepth * 2;
-  static constexpr int kMostBytes = kRows == 64 ? 88 * 1024 : 112 * 1024;  // half of a multiprocessor's or less
-  static constexpr int kStages = kMostBytes / kStageBytes;
-  static constexpr int kBarriers = kStages * kStageBytes;
-  static constexpr int kSharedBytes = kBarriers + 16 * kStages;
+  static constexpr int kBytesOfStage = kStageBytes + 16;                   // with its barriers, behind all stages
+  static constexpr int kHalfBytes = kRows == 64 ? 88 * 1024 : 112 * 1024;  // half of a multiprocessor's or less
 };
 
 struct Parameters {
   Output out;
-  int steps = 0;  // of k
+  int steps = 0;   // of k
+  int stages = 0;  // of them that shared memory holds
 };
 
 template <typename T, int kRows, int kColumns>
@@ -46,7 +51,7 @@ class Product {
   __device__ void init() const {
     if (threadIdx.x != 0) return;
 #pragma unroll 1
-    for (int i = 0; i < S::kStages; ++i) {
+    for (int i = 0; i < p_.stages; ++i) {
       barrier_init(full(i), 1);
       barrier_init(empty(i), S::kMultiplyWarps);
     }
@@ -58,7 +63,7 @@ class Product {
   // The copying thread. Weights are constant: the first stages' come before the kernels ahead have ended, and the
   // others are on their way to the second cache: a share of them each for the blocks one below the other.
   __device__ void copy(const CUtensorMap* x, const CUtensorMap* w) const {
-    const int ahead = min(S::kStages, p_.steps);
+    const int ahead = min(p_.stages, p_.steps);
     prefetch_map(x);
     prefetch_map(w);
 #pragma unroll 1
@@ -80,7 +85,7 @@ class Product {
       barrier_expect(full(stage), S::kStageBytes);
       copy_tile(w_at(stage), w, full(stage), i * kDepth, column0_);
       copy_tile(x_at(stage), x, full(stage), i * kDepth, row0_);
-      if (++stage == S::kStages) {
+      if (++stage == p_.stages) {
         stage = 0;
         parity ^= 1;
       }
@@ -106,8 +111,8 @@ class Product {
       for (int i = 0; i < kDepth / 16; ++i) wgmma<T, kColumns>(sums, x + 2 * i, w + 2 * i, step > 0 || i > 0);
       wgmma_commit();
       wgmma_wait<1>();
-      if (step > 0 && lane() == 0) barrier_arrive(empty(stage == 0 ? S::kStages - 1 : stage - 1));
-      if (++stage == S::kStages) {
+      if (step > 0 && lane() == 0) barrier_arrive(empty(stage == 0 ? p_.stages - 1 : stage - 1));
+      if (++stage == p_.stages) {
         stage = 0;
         parity ^= 1;
       }
@@ -136,7 +141,7 @@ class Product {
  private:
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  __device__ std::uint32_t full(int stage) const { return shared_ + S::kBarriers + 16 * stage; }
+  __device__ std::uint32_t full(int stage) const { return shared_ + p_.stages * S::kStageBytes + 16 * stage; }
   __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
   __device__ std::uint32_t x_at(int stage) const { return shared_ + stage * S::kStageBytes; }
   __device__ std::uint32_t w_at(int stage) const { return x_at(stage) + S::kXBytes; }
@@ -151,7 +156,7 @@ class Product {
   __device__ __forceinline__ void store_rows(const float (&sums)[kSums]) const {
     const int row0 = row0_ + warp() * 16;
     constexpr int kStride = kColumns * 2 + 16;  // bytes: eight rows lie in different banks
-    static_assert(S::kMultiplyWarps * 16 * kStride <= S::kStages * S::kStageBytes);
+    static_assert(S::kMultiplyWarps * 16 * kStride <= S::kStageBytes);
     const std::uint32_t rows = shared_ + warp() * 16 * kStride;
     // As stmatrix wants them: matrices of rows 0-7 and 8-15 of eight columns, then of the next eight.
     const std::uint32_t written = rows + (lane() & 15) * kStride + lane() / 16 * 16;
@@ -202,32 +207,35 @@ __global__ void __launch_bounds__(Shape<kRows, kColumns>::kThreads, 2)
 }
 
 template <typename T, int kRows, int kColumns>
-void launch_few(const TileGemm& g, CudaStream& stream) {
+void launch_few(const TileGemm& g, int multiprocessors, CudaStream& stream) {
   using S = Shape<kRows, kColumns>;
   const auto kernel = few_kernel<T, kRows, kColumns>;
   static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes),
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLeastAlone),
                "asking for shared memory");
     return true;
   }();
   static_cast<void>(configured);
+  const dim3 grid(static_cast<unsigned>(ceil_div(g.m, std::int64_t{kRows})),
+                  static_cast<unsigned>(ceil_div(g.n, std::int64_t{kColumns})));
+  const bool alone = std::int64_t{grid.x} * grid.y <= multiprocessors;
+  const int bytes = alone ? kLeastAlone : S::kHalfBytes;
   Parameters p;
   p.out = output_of(g);
   p.steps = static_cast<int>(ceil_div(g.k, std::int64_t{kDepth}));
-  const dim3 grid(static_cast<unsigned>(ceil_div(g.m, std::int64_t{kRows})),
-                  static_cast<unsigned>(ceil_div(g.n, std::int64_t{kColumns})));
+  p.stages = bytes / S::kBytesOfStage;
   const TileMaps maps = maps_of(g, kRows, kColumns);
-  launch(stream, grid, dim3(S::kThreads), S::kSharedBytes, Overlap::yes, kernel, maps.x, maps.w, p);
+  launch(stream, grid, dim3(S::kThreads), static_cast<std::size_t>(bytes), Overlap::yes, kernel, maps.x, maps.w, p);
 }
 
 }  // namespace
 
-void enqueue_few(const TileGemm& g, const TilePlan& plan, CudaStream& stream) {
+void enqueue_few(const TileGemm& g, const TilePlan& plan, int multiprocessors, CudaStream& stream) {
   const auto with = [&](auto type) {
     using T = decltype(type);
-    if (plan.columns == 32) return launch_few<T, 64, 32>(g, stream);
-    if (plan.columns == 64) return launch_few<T, 64, 64>(g, stream);
-    launch_few<T, 128, 96>(g, stream);
+    if (plan.columns == 32) return launch_few<T, 64, 32>(g, multiprocessors, stream);
+    if (plan.columns == 64) return launch_few<T, 64, 64>(g, multiprocessors, stream);
+    launch_few<T, 128, 96>(g, multiprocessors, stream);
   };
   if (g.type == DType::f16) {
     with(__half{});

@@ -125,7 +125,7 @@ void enqueue(const TileGemm& g, const TilePlan& plan, int multiprocessors, CudaS
   if (plan.columns >= tile::kLeastWideColumns) {
     tile::enqueue_wide(g, plan, multiprocessors, stream);
   } else {
-    tile::enqueue_few(g, plan, stream);
+    tile::enqueue_few(g, plan, multiprocessors, stream);
   }
 }
 

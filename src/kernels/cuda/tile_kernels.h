@@ -20,6 +20,6 @@ TileMaps maps_of(const TileGemm& gemm, int x_rows, int w_rows);
 Output output_of(const TileGemm& gemm);
 
 void enqueue_wide(const TileGemm& gemm, const TilePlan& plan, int multiprocessors, CudaStream& stream);
-void enqueue_few(const TileGemm& gemm, const TilePlan& plan, CudaStream& stream);
+void enqueue_few(const TileGemm& gemm, const TilePlan& plan, int multiprocessors, CudaStream& stream);
 
 }  // namespace nibble::tile

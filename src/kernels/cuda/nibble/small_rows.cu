@@ -528,7 +528,8 @@ void small_rows(const PackedSite& packed, const LinearArgs& call, std::int64_t f
                        static_cast<std::size_t>(args.x.stride) * bytes_of(args.x.dtype) % 16 == 0;
   const bool ordered = packed.order_data() != nullptr && packed.copy_from == nullptr;
   const SmallRowsPlan plan =
-      plan_small_rows(layout, args.rows, packed.small_rows_device, norm, ordered && aligned ? row_bytes : 0);
+      plan_small_rows(layout, args.rows, packed.small_rows_device,
+                      {norm, site.epilogue.kind == EpilogueKind::residual, ordered && aligned ? row_bytes : 0});
   SmallRowsArgs a;
   a.shares = shares_of(packed, plan);
   a.strips = static_cast<int>(layout.strips());

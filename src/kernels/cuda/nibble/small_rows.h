@@ -124,12 +124,18 @@ struct SmallRowsPlan {
   bool picks = false;  // inputs out of order from rows in shared memory: there is room for them
   std::size_t shared_bytes = 0;
   // Thread blocks that a multiprocessor has room for: with 2 those of the next such kernel fetch their first weights
-  // while this one ends. That is worth shorter rings where a warp has few items.
+  // while this one ends. That is worth shorter rings where a warp has few items, among kernels that leave the room.
   int resident = 1;
 };
-/// `norm`: the site has one; `picked_row_bytes`: of a row whose inputs are picked out of order, 0 where none are.
-SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device, bool norm,
-                              std::int64_t picked_row_bytes);
+
+/// What a plan depends on beside layout and rows.
+struct SmallRowsUse {
+  bool norm = false;                  // the site has one
+  bool residual = false;              // so
+  std::int64_t picked_row_bytes = 0;  // of a row whose inputs are picked out of order, 0 where none are
+};
+SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device,
+                              const SmallRowsUse& use);
 
 /// Where stage_small_rows() puts its results in the workspace, and how much of that it takes.
 StagedRows staged_rows(const PackedLayout& layout, std::int64_t rows, std::byte* workspace);

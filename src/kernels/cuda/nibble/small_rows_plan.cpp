@@ -14,8 +14,9 @@ constexpr std::int64_t kMostResidentItems = 4;
 
 }  // namespace
 
-SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device, bool norm,
-                              std::int64_t picked_row_bytes) {
+SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, const SmallRowsDevice& device,
+                              const SmallRowsUse& use) {
+  const auto& [norm, residual, picked_row_bytes] = use;
   SmallRowsPlan best;
   double least = 0;
   const auto m = static_cast<int>(rows);
@@ -56,7 +57,10 @@ SmallRowsPlan plan_small_rows(const PackedLayout& layout, std::int64_t rows, con
     plan.picks = picked_row_bytes > 0 && kept + 2 * stage + picked <= room;
     const std::size_t tables = plan.picks ? picked : 0;
     const auto half = static_cast<std::size_t>(device.half_shared_bytes);
-    if (layout.bits == kResidentBits && layout.sets == kResidentSets && plan.tiles == 1 &&
+    // Sites with a norm or a residual stand in a decoding step, whose attention takes a multiprocessor's memory whole:
+    // there one block with its longer ring is faster (an H100 takes 3.374 instead of 3.400 ms a token for a model of 13
+    // billion parameters, 1.940 instead of 1.970 for 7, 0.887 instead of 0.930 for 1.1).
+    if (!norm && !residual && layout.bits == kResidentBits && layout.sets == kResidentSets && plan.tiles == 1 &&
         items <= kMostResidentItems && kept + tables + 2 * stage <= half) {
       plan.resident = 2;
     }
@@ -89,7 +93,7 @@ bool takes_few_rows(const LinearSite& site, const PackedLayout& layout, std::int
   // The kernel counts items, and sixteen times as many, in 32 bits.
   if (layout.strips() * layout.blocks > std::int64_t{1} << 22) return false;
   const bool norm = site.prologue.kind == PrologueKind::rms_norm;
-  return plan_small_rows(layout, std::min(rows, kMostSmallRows), device, norm, 0).fits;
+  return plan_small_rows(layout, std::min(rows, kMostSmallRows), device, {.norm = norm}).fits;
 }
 
 }  // namespace nibble::gpu
