@@ -235,6 +235,7 @@ void enqueue_few(const TileGemm& g, const TilePlan& plan, int multiprocessors, C
     using T = decltype(type);
     if (plan.columns == 32) return launch_few<T, 64, 32>(g, multiprocessors, stream);
     if (plan.columns == 64) return launch_few<T, 64, 64>(g, multiprocessors, stream);
+    if (plan.rows == 64) return launch_few<T, 64, 96>(g, multiprocessors, stream);
     launch_few<T, 128, 96>(g, multiprocessors, stream);
   };
   if (g.type == DType::f16) {

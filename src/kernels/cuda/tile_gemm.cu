@@ -94,9 +94,11 @@ TilePlan plan_of(const TileGemm& g, int multiprocessors) {
   };
   const TilePlan smallest{64, 32};
   const TilePlan small{64, 64};
+  const TilePlan medium{64, 96};
   const TilePlan large{128, 96};
   if (up_to(smallest, 0.75)) return smallest;
   if (up_to(small, g.activation ? 0.82 : 1.5)) return small;
+  if (g.activation && up_to(medium, 1.0)) return medium;
   if (up_to(large, kFewBlocks)) return large;
   if (g.activation && up_to(small, 2.0)) return small;
   if (up_to(large, 2.0) || ceil_div(g.k, std::int64_t{tile::kDepth}) < tile::kWideLeastSteps) return large;

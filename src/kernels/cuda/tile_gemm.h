@@ -31,7 +31,7 @@ constexpr std::int64_t kLongTileSum = 1536;
 
 /// How a product is divided.
 struct TilePlan {
-  int rows = 128;     // of a tile: 64 with 32 or 64 columns, 128 with 96, or with 192 or 256: wide tiles, two by two
+  int rows = 128;  // of a tile: 64 with 32, 64 or 96 columns, 128 with 96, or with 192 or 256: wide tiles, two by two
   int columns = 256;  // of a tile
 };
 
