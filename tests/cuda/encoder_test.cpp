@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "core/float_convert.h"
+#include "cuda/encoder_options.h"
 #include "cuda/gpu.h"
 #include "support/expect_error.h"
 #include "support/golden_encoder.h"
@@ -16,6 +17,7 @@ namespace {
 using test::GoldenAudio;
 using test::GoldenEncoder;
 using test::GoldenImages;
+using test::on_gpu;
 
 EncoderBatch batch_of(const GoldenEncoder& golden) {
   return {golden.sequences, golden.length, golden.ids, golden.lengths, golden.types};
@@ -27,15 +29,6 @@ ImageBatch batch_of(const GoldenImages& golden) {
 
 AudioBatch batch_of(const GoldenAudio& golden) {
   return {golden.recordings, golden.channels, golden.steps, golden.values, golden.lengths};
-}
-
-EncoderOptions options_of(EncoderPath path, DType compute, std::int64_t pass_rows = 0) {
-  EncoderOptions options;
-  options.device = "cuda";
-  options.path = path;
-  options.compute = compute;
-  options.pass_rows = pass_rows;
-  return options;
 }
 
 double difference(const std::vector<float>& a, const std::vector<float>& b) {
@@ -63,7 +56,7 @@ TEST(CudaEncoder, GoldenTexts) {
     for (const EncoderPath path : kPaths) {
       for (const DType type : kTypes) {
         SCOPED_TRACE(name + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
-        EncoderEngine engine(checkpoint, options_of(path, type));
+        EncoderEngine engine(checkpoint, on_gpu(path, type));
         EncoderResult result;
         engine.forward(batch_of(golden), {.hidden = true, .head = !golden.head.empty()}, result);
         EXPECT_LT(largest_difference(batch_of(golden), result.hidden, golden.hidden), bound_of(type));
@@ -83,7 +76,7 @@ TEST(CudaEncoder, GoldenImages) {
     for (const EncoderPath path : kPaths) {
       for (const DType type : kTypes) {
         SCOPED_TRACE(name + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
-        EncoderEngine engine(checkpoint, options_of(path, type));
+        EncoderEngine engine(checkpoint, on_gpu(path, type));
         EncoderResult result;
         engine.forward(batch_of(golden), {.hidden = true, .head = !golden.head.empty()}, result);
         EXPECT_LT(difference(result.hidden, golden.hidden), bound_of(type));
@@ -110,7 +103,9 @@ TEST(CudaEncoder, GoldenAudio) {
       for (const DType type : kTypes) {
         for (const std::int64_t pass_rows : {0, 1}) {
           SCOPED_TRACE(std::string(name) + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
-          EncoderEngine engine(checkpoint, options_of(path, type, pass_rows));
+          EncoderOptions options = on_gpu(path, type);
+          options.pass_rows = pass_rows;
+          EncoderEngine engine(checkpoint, options);
           EncoderResult result;
           engine.forward(batch_of(golden), {}, result);
           EXPECT_LT(audio_difference(golden, result.hidden), bound_of(type));
@@ -166,7 +161,7 @@ TEST(CudaEncoder, AudioIsWhatTheCpuMakesOfIt) {
     for (const EncoderPath path : kPaths) {
       for (const DType type : kTypes) {
         SCOPED_TRACE(std::string(name) + ", " + std::string(name_of(path)) + ", " + std::string(name_of(type)));
-        EncoderEngine engine(checkpoint, options_of(path, type));
+        EncoderEngine engine(checkpoint, on_gpu(path, type));
         EncoderResult result;
         engine.forward(batch_of(golden), {}, result);
         EXPECT_LT(audio_difference(golden, result.hidden), bound_of(type));
@@ -183,10 +178,10 @@ TEST(CudaEncoder, ReplaysOfRecordingsLookAtTheirOwnLengths) {
     const auto checkpoint = std::make_shared<const Checkpoint>(fixture.folder);
     for (const DType type : kTypes) {
       SCOPED_TRACE(std::string(name) + ", " + std::string(name_of(type)));
-      EncoderOptions direct = options_of(EncoderPath::fast, type);
+      EncoderOptions direct = on_gpu(EncoderPath::fast, type);
       direct.capture = false;
       EncoderEngine plain(checkpoint, direct);
-      EncoderEngine captured(checkpoint, options_of(EncoderPath::fast, type));
+      EncoderEngine captured(checkpoint, on_gpu(EncoderPath::fast, type));
       const bool whole = captured.program().audio->length > 0;
       const auto steps = static_cast<std::int32_t>(whole ? fixture.steps : 3000);
       captured.reserve(4, steps);
@@ -224,9 +219,11 @@ GoldenEncoder random_batch(const EncoderEngine& engine, const std::vector<std::i
 TEST(CudaEncoder, PathsAgreeOnRaggedBatches) {
   NIBBLE_NEEDS_GPU();
   const auto checkpoint = std::make_shared<const Checkpoint>(test::golden_encoders() / "bert");
-  EncoderEngine eager(checkpoint, options_of(EncoderPath::eager, DType::f32));
-  EncoderEngine fast(checkpoint, options_of(EncoderPath::fast, DType::f32));
-  EncoderEngine small(checkpoint, options_of(EncoderPath::fast, DType::f32, fast.max_length()));
+  EncoderEngine eager(checkpoint, on_gpu(EncoderPath::eager, DType::f32));
+  EncoderEngine fast(checkpoint, on_gpu(EncoderPath::fast, DType::f32));
+  EncoderOptions small_passes = on_gpu(EncoderPath::fast, DType::f32);
+  small_passes.pass_rows = fast.max_length();
+  EncoderEngine small(checkpoint, small_passes);
   const auto longest = static_cast<std::int32_t>(fast.max_length());
   for (const std::vector<std::int32_t>& lengths :
        {std::vector<std::int32_t>{longest}, std::vector<std::int32_t>{1, 1, 1}, std::vector<std::int32_t>(3, longest),
@@ -263,10 +260,10 @@ TEST(CudaEncoder, ReplaysGiveTheSameBits) {
   NIBBLE_NEEDS_GPU();
   const auto checkpoint = std::make_shared<const Checkpoint>(test::golden_encoders() / "bert");
   for (const DType type : kTypes) {
-    EncoderOptions direct = options_of(EncoderPath::fast, type);
+    EncoderOptions direct = on_gpu(EncoderPath::fast, type);
     direct.capture = false;
     EncoderEngine plain(checkpoint, direct);
-    EncoderEngine captured(checkpoint, options_of(EncoderPath::fast, type));
+    EncoderEngine captured(checkpoint, on_gpu(EncoderPath::fast, type));
     const auto longest = static_cast<std::int32_t>(plain.max_length());
     captured.reserve(4, longest);
     for (const std::vector<std::int32_t>& lengths :
@@ -298,7 +295,7 @@ TEST(CudaEncoder, HeadsOfTheRowsAskedFor) {
   for (const EncoderPath path : kPaths) {
     for (const DType type : kTypes) {
       SCOPED_TRACE(std::string(name_of(path)) + ", " + std::string(name_of(type)));
-      EncoderEngine engine(checkpoint, options_of(path, type));
+      EncoderEngine engine(checkpoint, on_gpu(path, type));
       const auto columns = static_cast<std::size_t>(engine.head_columns());
       // The second time the pass before the head is replayed.
       for (const std::vector<TokenPlace>& places :
@@ -324,7 +321,7 @@ TEST(CudaEncoder, WhatStaysOnTheDevice) {
   const GoldenImages golden = test::read_golden_images(test::golden_image_names().front());
   const auto checkpoint = std::make_shared<const Checkpoint>(golden.folder);
   for (const EncoderPath path : kPaths) {
-    EncoderEngine engine(checkpoint, options_of(path, DType::f16));
+    EncoderEngine engine(checkpoint, on_gpu(path, DType::f16));
     EncoderResult result;
     const ImageBatch batch = batch_of(golden);
     engine.forward(batch, {}, result);

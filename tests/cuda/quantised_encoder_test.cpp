@@ -3,6 +3,7 @@
 
 #include "bench/run_encoder_case.h"
 #include "core/error.h"
+#include "cuda/encoder_options.h"
 #include "cuda/gpu.h"
 #include "kernels/registry.h"
 #include "quant/synth.h"
@@ -73,14 +74,11 @@ TEST(CudaQuantisedEncoder, IsWhatTheCpuMakesOfIt) {
         for (const EncoderPath path : {EncoderPath::eager, EncoderPath::fast}) {
           SCOPED_TRACE(testing::Message() << kernel->name() << ", " << quant.bits << " bits, groups of "
                                           << quant.group_size << ", " << name_of(type) << ", " << name_of(path));
-          EncoderOptions on_gpu;
-          on_gpu.device = "cuda";
-          on_gpu.kernel = std::string(kernel->name());
-          on_gpu.compute = type;
-          on_gpu.path = path;
+          EncoderOptions of_gpu = test::on_gpu(path, type);
+          of_gpu.kernel = std::string(kernel->name());
           std::unique_ptr<EncoderEngine> engine;
           try {
-            engine = std::make_unique<EncoderEngine>(checkpoint, on_gpu);
+            engine = std::make_unique<EncoderEngine>(checkpoint, of_gpu);
           } catch (const Error& e) {
             // Not every kernel takes every format and type.
             EXPECT_NE(std::string(e.what()).find("cannot run"), std::string::npos) << e.what();

@@ -3,6 +3,7 @@
 #include "engine/encoder.h"
 
 #include "core/error.h"
+#include "cuda/encoder_options.h"
 #include "cuda/gpu.h"
 #include "engine/lowering.h"
 #include "quant/synth.h"
@@ -15,6 +16,8 @@
 
 namespace nibble {
 namespace {
+
+using test::on_gpu;
 
 constexpr std::int32_t kShort = 64;
 constexpr std::int32_t kLongest = 90;
@@ -39,15 +42,6 @@ Batch batch_of(std::vector<std::int32_t> lengths) {
   for (std::size_t i = 0; i < out.lengths.size() * kLongest; ++i)
     out.ids.push_back(static_cast<std::int32_t>(1 + random() % 499));
   return out;
-}
-
-EncoderOptions options_of(EncoderPath path, DType compute, bool capture = true) {
-  EncoderOptions options;
-  options.device = "cuda";
-  options.path = path;
-  options.compute = compute;
-  options.capture = capture;
-  return options;
 }
 
 std::vector<std::vector<std::int32_t>> lengths() {
@@ -78,9 +72,9 @@ class ShortSequences : public testing::TestWithParam<std::int64_t> {
 };
 
 TEST_P(ShortSequences, AreWhatTheEagerPathMakesOfThem) {
-  EncoderEngine eager(checkpoint_, options_of(EncoderPath::eager, DType::f32));
+  EncoderEngine eager(checkpoint_, on_gpu(EncoderPath::eager, DType::f32));
   for (const DType type : {DType::f16, DType::bf16}) {
-    EncoderEngine fast(checkpoint_, options_of(EncoderPath::fast, type));
+    EncoderEngine fast(checkpoint_, on_gpu(EncoderPath::fast, type));
     const auto joined = std::count_if(fast.nodes().begin(), fast.nodes().end(),
                                       [](const LoweredNode& node) { return node.attention.has_value(); });
     ASSERT_EQ(joined, 3);
@@ -105,8 +99,10 @@ TEST_P(ShortSequences, AreWhatTheEagerPathMakesOfThem) {
 
 // Captures of one size are replayed for other lengths.
 TEST_P(ShortSequences, GiveTheSameBitsFromCaptures) {
-  EncoderEngine plain(checkpoint_, options_of(EncoderPath::fast, DType::f16, false));
-  EncoderEngine captured(checkpoint_, options_of(EncoderPath::fast, DType::f16));
+  EncoderOptions uncaptured = on_gpu(EncoderPath::fast, DType::f16);
+  uncaptured.capture = false;
+  EncoderEngine plain(checkpoint_, uncaptured);
+  EncoderEngine captured(checkpoint_, on_gpu(EncoderPath::fast, DType::f16));
   captured.reserve(8, kLongest);
   for (const std::vector<std::int32_t>& some : {std::vector<std::int32_t>{64, 64, 64, 64, 64, 64, 64, 64},
                                                 {60, 64, 58, 64, 63, 64, 64, 62},
