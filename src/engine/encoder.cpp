@@ -217,7 +217,8 @@ void EncoderEngine::Impl::allocate() {
                        .nodes = &nodes,
                        .weights = &weights,
                        .arena = arena->data(),
-                       .scratch = scratch->data(),
+                       .scratch = scratch->data() + parts_bytes(nodes, sizes.max_rows, device.info()),
+                       .parts = scratch->data(),
                        .compute = compute,
                        .materialise = eager()},
                       std::move(slots));

@@ -119,7 +119,8 @@ void Engine::Impl::allocate() {
                        .nodes = &nodes,
                        .weights = &weights,
                        .arena = arena->data(),
-                       .scratch = scratch->data(),
+                       .scratch = scratch->data() + parts_bytes(nodes, sizes.max_rows, device.info()),
+                       .parts = scratch->data(),
                        .compute = compute},
                       std::move(slots));
 

@@ -289,6 +289,30 @@ class Lowerer {
   std::vector<LoweredNode> out_;
 };
 
+// Whether a node from `first` on reads what lies in `buffer` before it is written anew.
+bool read_from(const std::vector<LoweredNode>& nodes, std::size_t first, BufferId buffer) {
+  for (std::size_t i = first; i < nodes.size(); ++i) {
+    if (contains(nodes[i].reads(), buffer)) return true;
+    if (contains(nodes[i].writes(), buffer)) return false;
+  }
+  return false;
+}
+
+// Products with nothing folded in whose outputs only the norm of a sum right behind them reads may leave them in parts.
+void let_parts(std::vector<LoweredNode>& nodes, const DeviceInfo& device) {
+  for (std::size_t i = 0; i + 1 < nodes.size(); ++i) {
+    LoweredNode& product = nodes[i];
+    LoweredNode& norm = nodes[i + 1];
+    const LinearNode* linear = product.linear();
+    if (linear == nullptr || !norm.before || norm.keeps_sum || linear->y.size() != 1) continue;
+    if (product.norm || product.add || product.gated || product.activation || product.attention) continue;
+    const BufferId y = linear->y.front();
+    const bool once = (norm.before->a == y) != (norm.before->b == y);
+    if (!once || read_from(nodes, i + 2, y)) continue;
+    product.in_parts = norm.in_parts = product.kernel->parts(product.site, 1, device) > 1;
+  }
+}
+
 }  // namespace
 
 std::vector<BufferId> LoweredNode::reads() const {
@@ -343,7 +367,9 @@ std::int64_t most_attended_tiles(const std::vector<LoweredNode>& nodes) {
 }
 
 std::vector<LoweredNode> lower(const Program& program, Device& device, const LoweringOptions& options) {
-  return Lowerer(program, device, options).run();
+  std::vector<LoweredNode> nodes = Lowerer(program, device, options).run();
+  if (options.fuse) let_parts(nodes, device.info());
+  return nodes;
 }
 
 }  // namespace nibble

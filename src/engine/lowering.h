@@ -29,6 +29,9 @@ struct LoweredNode {
   // For a norm node:
   std::optional<AddNode> before;  // folded in: what is normed is its sum, which is kept where keeps_sum
   bool keeps_sum = false;
+  // For a linear node whose output only such a norm right behind it reads, and for that norm: it may be left in
+  // LinearKernel::parts().
+  bool in_parts = false;
   // For an attention node:
   std::optional<KvStoreNode> store;  // folded in, and with it ...
   std::optional<RotaryNode> rotary;  // ... the rotation of q and k

@@ -74,10 +74,27 @@ void PassRunner::enqueue_linear(const LoweredNode& lowered, const PackedLinear& 
     for (const BufferId id : node.y) y.push_back(matrix(id, pass));
   }
   args.y = y;
+  if (parts_of(lowered, pass) > 1) args.parts = reinterpret_cast<float*>(p_.parts);
   lowered.kernel->enqueue(packed, args, *p_.stream);
 }
 
-void PassRunner::enqueue_norm(const LoweredNode& lowered, const NormNode& node, const Pass& pass) const {
+int PassRunner::parts_of(const LoweredNode& product, const Pass& pass) const {
+  if (!product.in_parts) return 1;
+  return product.kernel->parts(product.site, matrix(product.linear()->x, pass).rows, p_.backend->device().info());
+}
+
+// What a product left in parts takes the place of the addend that it would have been.
+void PassRunner::take_parts(const LoweredNode& product, const LoweredNode& norm, const Pass& pass,
+                            NormArgs& args) const {
+  const int parts = parts_of(product, pass);
+  if (parts == 1) return;
+  if (norm.before->b == product.linear()->y.front()) std::swap(args.x, args.addend);
+  args.x_parts = reinterpret_cast<const float*>(p_.parts);
+  args.parts = parts;
+}
+
+void PassRunner::enqueue_norm(std::size_t index, const NormNode& node, const Pass& pass) const {
+  const LoweredNode& lowered = (*p_.nodes)[index];
   NormArgs args{node.kind,
                 matrix(lowered.before ? lowered.before->a : node.x, pass),
                 node.groups,
@@ -88,6 +105,7 @@ void PassRunner::enqueue_norm(const LoweredNode& lowered, const NormNode& node, 
   if (lowered.before) {
     args.addend = matrix(lowered.before->b, pass);
     if (lowered.keeps_sum) args.sum = matrix(lowered.before->y, pass);
+    if (lowered.in_parts) take_parts((*p_.nodes)[index - 1], lowered, pass, args);
   }
   p_.backend->norm(args, *p_.stream);
 }
@@ -202,7 +220,7 @@ bool PassRunner::enqueue(std::size_t index, const Pass& pass) const {
   } else if (const auto* embed = std::get_if<EmbedNode>(&op)) {
     enqueue_embed(*embed, pass);
   } else if (const auto* norm = std::get_if<NormNode>(&op)) {
-    enqueue_norm(lowered, *norm, pass);
+    enqueue_norm(index, *norm, pass);
   } else if (const auto* attention = std::get_if<SelfAttentionNode>(&op)) {
     enqueue_self_attention(*attention, pass);
   } else if (const auto* activation = std::get_if<ActivationNode>(&op)) {

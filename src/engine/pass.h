@@ -52,6 +52,7 @@ class PassRunner {
     const Weights* weights = nullptr;
     std::byte* arena = nullptr;
     std::byte* scratch = nullptr;
+    std::byte* parts = nullptr;  // parts_bytes()
     DType compute = DType::f32;
     bool materialise = false;  // SelfAttentionArgs::materialise
   };
@@ -69,8 +70,10 @@ class PassRunner {
 
  private:
   void enqueue_linear(const LoweredNode& lowered, const PackedLinear& packed, const Pass& pass) const;
+  int parts_of(const LoweredNode& product, const Pass& pass) const;
   bool takes_attention(const LoweredNode& lowered, const Pass& pass) const;
-  void enqueue_norm(const LoweredNode& lowered, const NormNode& node, const Pass& pass) const;
+  void take_parts(const LoweredNode& product, const LoweredNode& norm, const Pass& pass, NormArgs& args) const;
+  void enqueue_norm(std::size_t index, const NormNode& node, const Pass& pass) const;
   void enqueue_embed(const EmbedNode& node, const Pass& pass) const;
   void enqueue_patches(const PatchNode& node, const Pass& pass) const;
   void enqueue_place(const PlaceNode& node, const Pass& pass) const;

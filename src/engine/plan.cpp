@@ -145,8 +145,22 @@ std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<Lowe
   return slots;
 }
 
+std::size_t parts_bytes(const std::vector<LoweredNode>& nodes, std::int64_t max_rows, const DeviceInfo& device) {
+  std::size_t most = 0;
+  for (const LoweredNode& node : nodes) {
+    if (!node.in_parts || node.linear() == nullptr) continue;
+    // More rows have fewer parts.
+    for (std::int64_t rows = 1; rows <= max_rows; ++rows) {
+      const int parts = node.kernel->parts(node.site, rows, device);
+      if (parts == 1) break;
+      most = std::max(most, rows_bytes(rows * parts, node.site.out_features(), sizeof(float)));
+    }
+  }
+  return most;
+}
+
 std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
-                           const Backend& backend) {
+                           Backend& backend) {
   std::size_t most = 0;
   for (const LoweredNode& node : nodes) {
     if (const LinearNode* linear = node.linear()) {
@@ -171,7 +185,7 @@ std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode
       most = std::max(most, backend.sample_workspace(sizes.max_logit_rows, program.vocab));
     }
   }
-  return round_up(most, kAlign);
+  return round_up(most, kAlign) + parts_bytes(nodes, sizes.max_rows, backend.device().info());
 }
 
 namespace {

@@ -64,9 +64,12 @@ KvView kv_shape(const Program& program, const RunSizes& sizes);
 std::vector<ArenaSlot> plan_arena(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
                                   std::size_t& bytes);
 
-/// Scratch for the most demanding node.
+/// Bytes of LinearArgs::parts of the most demanding node.
+std::size_t parts_bytes(const std::vector<LoweredNode>& nodes, std::int64_t max_rows, const DeviceInfo& device);
+
+/// Scratch: parts_bytes(), then that of the most demanding node.
 std::size_t plan_workspace(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,
-                           const Backend& backend);
+                           Backend& backend);
 
 /// The whole plan; embedding_bytes as stored. Encoders (Program::encoder) have no cache and choose no tokens.
 MemoryPlan make_plan(const Program& program, const std::vector<LoweredNode>& nodes, const RunSizes& sizes,

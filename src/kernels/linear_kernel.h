@@ -125,13 +125,19 @@ class PackedLinear {
   virtual std::size_t bytes() const = 0;
 };
 
+/// The most parts that sums may be left in: each costs the op that adds them up a read.
+constexpr int kMostSumParts = 4;
+
 struct LinearArgs {
   std::int64_t rows = 0;
   MatrixRef x;                         // [rows, in_features] of the site's x_dtype
   const float* norm_weight = nullptr;  // [in_features], with Prologue rms_norm
   std::span<const MatrixRef> y;        // of y_dtype; store: one a part, [rows, out_features]; the others: one
   MatrixRef residual;                  // with Epilogue residual, of y_dtype
-  std::byte* workspace = nullptr;      // workspace(site, rows) bytes, 64-byte aligned, of undefined content
+  /// Not null: where as many parts of y as LinearKernel::parts() says go, [parts, rows, out_features], and nothing to
+  /// y.
+  float* parts = nullptr;
+  std::byte* workspace = nullptr;  // workspace(site, rows) bytes, 64-byte aligned, of undefined content
 };
 
 /// Attention behind a site of q, k and v (three parts of as many outputs) whose outputs nobody else wants, over
@@ -174,6 +180,14 @@ class LinearKernel {
   virtual std::vector<KernelWay> ways(const LinearSite& site) const {
     static_cast<void>(site);
     return {};
+  }
+  /// In how many parts of k, up to kMostSumParts, enqueue() leaves the sums of so many rows at such a site if asked to,
+  /// which is faster where the op behind adds them up as it reads them; 1: it does not. The more rows the fewer.
+  virtual int parts(const LinearSite& site, std::int64_t rows, const DeviceInfo& device) const {
+    static_cast<void>(site);
+    static_cast<void>(rows);
+    static_cast<void>(device);
+    return 1;
   }
   /// Neither allocates nor waits; may be captured. args is copied as needed: its spans need not outlive the call, what
   /// its pointers point at must.

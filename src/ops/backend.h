@@ -60,6 +60,10 @@ struct NormArgs {
   MatrixRef addend =
       {};              // added to x first; only where BackendTraits::fuses_add_norm, groups then are 1; no data: none
   MatrixRef sum = {};  // where x + addend goes, too (may be either of them); no data: nowhere
+  /// Not null: x is the sum of these, 2 to kMostSumParts of [rows, width] one behind the other, and what x.data points
+  /// at is not read; only with an addend.
+  const float* x_parts = nullptr;
+  int parts = 0;
 };
 
 /// Rotates the first `dims` dimensions of each head. table is [max_position, dims] floats: dims/2 cosines, then dims/2

@@ -1,7 +1,7 @@
 // Products of few rows: a kernel for Hopper with small tiles, 64 or 128 rows by 32 to 96 columns, one a block. Where
 // there are more blocks than multiprocessors two share one; else each is to have one for itself, see kLeastAlone.
 // Blocks of a cluster that share tiles of x and of w are as fast as cuBLASLt's with long sums and no faster with short
-// ones; parts of k are slower from 256 rows on: sums that are exchanged cost more than the steps that they save.
+// ones. Long sums are left in parts of k if the op behind adds them up; blocks that exchange them take longer.
 #include "core/checked.h"
 #include "kernels/cuda/tile_kernels.h"
 #include "kernels/cuda/tile_parts.cuh"
@@ -15,15 +15,24 @@ namespace {
 
 // A kernel that starts while the one ahead runs finds some multiprocessors full and others empty, and where two of its
 // blocks fit on one, two of them go onto an empty one, where each takes twice as long while others are left without
-// work. So a block that is to be alone asks for more than half of the 228 KB of a multiprocessor, a kilobyte of which
-// is reserved for each block. (With all of them instead, passes of 400 rows took 2% more.)
-constexpr int kLeastAlone = 114 * 1024;
+// work. So a block that is to be alone asks for more than half of a multiprocessor's memory. (With all of it, passes of
+// 400 rows took 2% more.) One of 128 x 96 takes more than half of the registers instead, by threads that do nothing,
+// and what memory is left: the next kernel's blocks can start beside it and have their first weights there when it
+// ends.
+constexpr int kMemory = 228 * 1024;
+constexpr int kReserved = 1024;  // of it, for each block
+constexpr int kMemoryUnit = 128;
+constexpr int kLeastAlone = kMemory / 2 - kReserved + kMemoryUnit;
+constexpr int kBeside = kMemory - 2 * kReserved - kLeastAlone;
+constexpr int kRegisters = 64 * 1024;
+constexpr int kRegisterUnit = 8;  // of a thread
 
 template <int kRows, int kColumns>
 struct Shape {
   static constexpr int kGroups = kRows / 64;
   static constexpr int kMultiplyWarps = 4 * kGroups;
   static constexpr int kThreads = 32 * (kMultiplyWarps + 1);
+  static constexpr int kAloneThreads = kRows == 64 ? kThreads : 416;  // of 80 registers
   static constexpr int kXBytes = kRows * kDepth * 2;
   static constexpr int kStageBytes = kXBytes + kColumns * kDepth * 2;
   static constexpr int kBytesOfStage = kStageBytes + 16;                   // with its barriers, behind all stages
@@ -32,8 +41,9 @@ struct Shape {
 
 struct Parameters {
   Output out;
-  int steps = 0;   // of k
-  int stages = 0;  // of them that shared memory holds
+  float* parts = nullptr;  // [parts, m, n]
+  int steps = 0;           // of k, of a part
+  int stages = 0;          // of them that shared memory holds
 };
 
 template <typename T, int kRows, int kColumns>
@@ -46,7 +56,8 @@ class Product {
       : p_(p),
         shared_(shared),
         row0_(static_cast<int>(blockIdx.x) * kRows),
-        column0_(static_cast<int>(blockIdx.y) * kColumns) {}
+        column0_(static_cast<int>(blockIdx.y) * kColumns),
+        k0_(static_cast<int>(blockIdx.z) * p.steps * kDepth) {}
 
   __device__ void init() const {
     if (threadIdx.x != 0) return;
@@ -69,22 +80,22 @@ class Product {
 #pragma unroll 1
     for (int i = 0; i < ahead; ++i) {
       barrier_expect(full(i), S::kStageBytes);
-      copy_tile(w_at(i), w, full(i), i * kDepth, column0_);
+      copy_tile(w_at(i), w, full(i), k0_ + i * kDepth, column0_);
     }
 #pragma unroll 1
     for (int i = ahead + static_cast<int>(blockIdx.x); i < p_.steps; i += static_cast<int>(gridDim.x))
-      prefetch_tile(w, i * kDepth, column0_);
+      prefetch_tile(w, k0_ + i * kDepth, column0_);
     pdl_wait();
 #pragma unroll 1
-    for (int i = 0; i < ahead; ++i) copy_tile(x_at(i), x, full(i), i * kDepth, row0_);
+    for (int i = 0; i < ahead; ++i) copy_tile(x_at(i), x, full(i), k0_ + i * kDepth, row0_);
     int stage = 0;
     std::uint32_t parity = 0;
 #pragma unroll 1
     for (int i = ahead; i < p_.steps; ++i) {
       barrier_wait(empty(stage), parity);
       barrier_expect(full(stage), S::kStageBytes);
-      copy_tile(w_at(stage), w, full(stage), i * kDepth, column0_);
-      copy_tile(x_at(stage), x, full(stage), i * kDepth, row0_);
+      copy_tile(w_at(stage), w, full(stage), k0_ + i * kDepth, column0_);
+      copy_tile(x_at(stage), x, full(stage), k0_ + i * kDepth, row0_);
       if (++stage == p_.stages) {
         stage = 0;
         parity ^= 1;
@@ -122,13 +133,33 @@ class Product {
     asm volatile("bar.sync 1, %0;" ::"n"(32 * S::kMultiplyWarps) : "memory");
   }
 
-  __device__ __forceinline__ void finish(float (&sums)[kSums], const unsigned (&bias)[kColumns / 8]) const {
+  __device__ __forceinline__ void add_bias(float (&sums)[kSums], const unsigned (&bias)[kColumns / 8]) const {
 #pragma unroll
     for (int j = 0; j < kColumns / 8; ++j) {
       const float2 two = values_of(bias[j], T{});
       sums[4 * j] += two.x, sums[4 * j + 1] += two.y;
       sums[4 * j + 2] += two.x, sums[4 * j + 3] += two.y;
     }
+  }
+
+  // A part of the sums as they are: each four lanes write 32 bytes of a row.
+  __device__ __forceinline__ void store_part(const float (&sums)[kSums]) const {
+    const int row = row0_ + warp() * 16 + lane() / 4;
+    float* const part = p_.parts + static_cast<std::int64_t>(blockIdx.z) * p_.out.m * p_.out.n;
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+      const int column = column0_ + j * 8 + lane() % 4 * 2;
+      if (column >= p_.out.n) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (row + 8 * half >= p_.out.m) continue;
+        float* const to = part + static_cast<std::int64_t>(row + 8 * half) * p_.out.n + column;
+        *reinterpret_cast<float2*>(to) = make_float2(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void finish(float (&sums)[kSums]) const {
     const Form form = p_.out.form;
     if (form == Form::gelu) {
       apply(sums, Gelu{});
@@ -180,11 +211,11 @@ class Product {
 
   const Parameters& p_;
   const std::uint32_t shared_;
-  const int row0_, column0_;
+  const int row0_, column0_, k0_;
 };
 
-template <typename T, int kRows, int kColumns>
-__global__ void __launch_bounds__(Shape<kRows, kColumns>::kThreads, 2)
+template <typename T, int kRows, int kColumns, bool kParts>
+__global__ void __launch_bounds__(Shape<kRows, kColumns>::kAloneThreads, kRows == 64 ? 2 : 1)
     few_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
                const __grid_constant__ Parameters p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -194,38 +225,47 @@ __global__ void __launch_bounds__(Shape<kRows, kColumns>::kThreads, 2)
   __syncthreads();
   if (product.copies()) {
     if (threadIdx.x % 32 == 0) product.copy(&x, &w);
-  } else {
+  } else if (threadIdx.x < Shape<kRows, kColumns>::kThreads) {
     float sums[kColumns / 2];
     unsigned bias[kColumns / 8];
     product.load_bias(bias);
     pdl_wait();
     pdl_launch();
     product.multiply(sums);
-    product.finish(sums, bias);
+    if (!kParts || blockIdx.z == 0) product.add_bias(sums, bias);
+    if constexpr (kParts) {
+      product.store_part(sums);
+    } else {
+      product.finish(sums);
+    }
   }
 #endif
 }
 
-template <typename T, int kRows, int kColumns>
-void launch_few(const TileGemm& g, int multiprocessors, CudaStream& stream) {
+template <typename T, int kRows, int kColumns, bool kParts = false>
+void launch_few(const TileGemm& g, int parts, int multiprocessors, CudaStream& stream) {
   using S = Shape<kRows, kColumns>;
-  const auto kernel = few_kernel<T, kRows, kColumns>;
-  static const bool configured = [&] {
+  const auto kernel = few_kernel<T, kRows, kColumns, kParts>;
+  static const int registers = [&] {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLeastAlone),
                "asking for shared memory");
-    return true;
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "asking for registers");
+    return attributes.numRegs;
   }();
-  static_cast<void>(configured);
   const dim3 grid(static_cast<unsigned>(ceil_div(g.m, std::int64_t{kRows})),
-                  static_cast<unsigned>(ceil_div(g.n, std::int64_t{kColumns})));
-  const bool alone = std::int64_t{grid.x} * grid.y <= multiprocessors;
-  const int bytes = alone ? kLeastAlone : S::kHalfBytes;
+                  static_cast<unsigned>(ceil_div(g.n, std::int64_t{kColumns})), static_cast<unsigned>(parts));
+  const bool alone = std::int64_t{grid.x} * grid.y * grid.z <= multiprocessors;
+  const bool by_registers = alone && 2 * round_up(registers, kRegisterUnit) * S::kAloneThreads > kRegisters;
+  const int bytes = by_registers ? kBeside : alone ? kLeastAlone : S::kHalfBytes;
   Parameters p;
   p.out = output_of(g);
-  p.steps = static_cast<int>(ceil_div(g.k, std::int64_t{kDepth}));
+  p.parts = g.parts;
+  p.steps = static_cast<int>(ceil_div(g.k, std::int64_t{kDepth} * parts));
   p.stages = bytes / S::kBytesOfStage;
   const TileMaps maps = maps_of(g, kRows, kColumns);
-  launch(stream, grid, dim3(S::kThreads), static_cast<std::size_t>(bytes), Overlap::yes, kernel, maps.x, maps.w, p);
+  launch(stream, grid, dim3(by_registers ? S::kAloneThreads : S::kThreads), static_cast<std::size_t>(bytes),
+         Overlap::yes, kernel, maps.x, maps.w, p);
 }
 
 }  // namespace
@@ -233,10 +273,11 @@ void launch_few(const TileGemm& g, int multiprocessors, CudaStream& stream) {
 void enqueue_few(const TileGemm& g, const TilePlan& plan, int multiprocessors, CudaStream& stream) {
   const auto with = [&](auto type) {
     using T = decltype(type);
-    if (plan.columns == 32) return launch_few<T, 64, 32>(g, multiprocessors, stream);
-    if (plan.columns == 64) return launch_few<T, 64, 64>(g, multiprocessors, stream);
-    if (plan.rows == 64) return launch_few<T, 64, 96>(g, multiprocessors, stream);
-    launch_few<T, 128, 96>(g, multiprocessors, stream);
+    if (g.parts != nullptr) return launch_few<T, 64, 96, true>(g, plan.parts, multiprocessors, stream);
+    if (plan.columns == 32) return launch_few<T, 64, 32>(g, 1, multiprocessors, stream);
+    if (plan.columns == 64) return launch_few<T, 64, 64>(g, 1, multiprocessors, stream);
+    if (plan.rows == 64) return launch_few<T, 64, 96>(g, 1, multiprocessors, stream);
+    launch_few<T, 128, 96>(g, 1, multiprocessors, stream);
   };
   if (g.type == DType::f16) {
     with(__half{});

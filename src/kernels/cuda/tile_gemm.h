@@ -24,6 +24,7 @@ struct TileGemm {
   std::optional<ActivationKind> activation;
   void* y = nullptr;
   std::int64_t y_stride = 0;
+  float* parts = nullptr;  // not null: where parts of k go, [TilePlan::parts, m, n], without an activation
 };
 
 /// From so long sums on cuBLASLt is faster, but for an activation behind them.
@@ -33,6 +34,7 @@ constexpr std::int64_t kLongTileSum = 1536;
 struct TilePlan {
   int rows = 128;  // of a tile: 64 with 32, 64 or 96 columns, 128 with 96, or with 192 or 256: wide tiles, two by two
   int columns = 256;  // of a tile
+  int parts = 1;      // of k, where TileGemm::parts is not null, in tiles of 64 x 96
 };
 
 /// Whether the kernels take it: compute capability 9.0, types, sizes, addresses.
@@ -41,6 +43,8 @@ bool takes(const TileGemm& gemm, int capability);
 TilePlan plan_of(const TileGemm& gemm, int multiprocessors);
 /// Whether it is then faster than cuBLASLt, and a pass over the outputs where there is an activation.
 bool beats_library(const TileGemm& gemm, const TilePlan& plan, int multiprocessors);
+/// The plan for leaving parts; they are one where sums by themselves are faster.
+TilePlan parts_plan_of(const TileGemm& gemm, int multiprocessors);
 /// Thread blocks of a plan.
 std::int64_t blocks_of(const TileGemm& gemm, const TilePlan& plan);
 

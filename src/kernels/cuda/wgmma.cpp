@@ -67,6 +67,15 @@ class WgmmaKernel final : public LinearKernel {
   std::size_t workspace(const LinearSite&, std::int64_t) const override { return gemm_workspace_bytes(); }
   Cost cost(const LinearSite& site, std::int64_t rows) const override { return minimal_cost(site, rows); }
 
+  int parts(const LinearSite& site, std::int64_t rows, const DeviceInfo& device) const override {
+    if (site.parts.size() != 1 || site.epilogue.kind != EpilogueKind::store) return 1;
+    TileGemm gemm;
+    gemm.m = rows;
+    gemm.n = site.out_features();
+    gemm.k = site.in_features();
+    return parts_plan_of(gemm, device.threads).parts;
+  }
+
   void enqueue(const PackedLinear& packed, const LinearArgs& args, Stream& stream) const override {
     const auto& own = static_cast<const Packed&>(packed);
     const LinearSite& site = own.dense->site;
@@ -78,6 +87,14 @@ class WgmmaKernel final : public LinearKernel {
     for (const GemmArgs& one : products_of(product_of(*own.dense, args))) {
       TileGemm gemm = tile_gemm_of(one);
       if (activates) gemm.activation = site.epilogue.activation;
+      if (args.parts != nullptr) {
+        if (!takes(gemm, kHopper))
+          fail("wgmma: parts were asked of {}, whose matrices do not lie at multiples of 16 bytes",
+               site.parts.front().name);
+        gemm.parts = args.parts;
+        nibble::enqueue(gemm, parts_plan_of(gemm, own.multiprocessors), own.multiprocessors, cuda_stream(stream));
+        continue;
+      }
       const TilePlan plan = plan_of(gemm, own.multiprocessors);
       if (takes(gemm, kHopper) && beats_library(gemm, plan, own.multiprocessors)) {
         nibble::enqueue(gemm, plan, own.multiprocessors, cuda_stream(stream));

@@ -2,9 +2,9 @@
 // and in the same way that of one matrix. A row is normed by a warp where its elements fit into a few registers of each
 // lane, else by a block; mean and variance are taken in turn from the registers, in f32 and in a fixed order, of the
 // sum before it is rounded. Few rows leave a multiprocessor time to wait, so weight and bias are read ahead of them; of
-// many rows as many as possible are to be under way, so that each has only the registers of its sum; and they are taken from
-// the last to the first: the product ahead wrote the last ones last, and of many rows only those are still in the second
-// cache.
+// many rows as many as possible are to be under way, so that each has only the registers of its sum; and they are taken
+// from the last to the first: the product ahead wrote the last ones last, and of many rows only those are still in the
+// second cache.
 #include "ops/cuda/cuda_ops.h"
 #include "ops/cuda/elements.cuh"
 #include "ops/cuda/op_checks.h"
@@ -26,6 +26,7 @@ constexpr std::int64_t kMostOfShared = 640;
 struct Shape {
   std::int64_t rows;
   std::int64_t width;
+  int parts;  // that a is the sum of; 0: none
   float eps;
   bool rms;
   bool keeps;  // the sum
@@ -37,6 +38,7 @@ struct Matrices {
   Rows<const T> b;  // no data: zeros
   Rows<T> sum;
   Rows<T> y;
+  const float* parts;  // [kParts, rows, width] instead of a
 };
 
 __device__ __forceinline__ float over_block(float value) {
@@ -67,8 +69,8 @@ struct Scale {
   }
 };
 
-// kAccesses times 256 elements or less.
-template <int kAccesses, bool kMany, typename T>
+// kAccesses times 256 elements or less. All parts of a are on their way before the first is added.
+template <int kAccesses, bool kMany, int kParts, typename T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kMany ? kBlocksOfMany : 1)
     add_norm_warp(Matrices<T> m, const float* weight, const float* bias, Shape s) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -91,7 +93,18 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kMany ? kBlocksOfMany :
 #pragma unroll
     for (float& value : x[i]) value = 0;
     if (at < s.width) {
-      load(m.a.row(row) + at, x[i]);
+      if constexpr (kParts > 0) {
+        float own[kParts][kVector];
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) load(m.parts + (part * s.rows + row) * s.width + at, own[part]);
+#pragma unroll
+        for (const auto& one : own) {
+#pragma unroll
+          for (int e = 0; e < kVector; ++e) x[i][e] += one[e];
+        }
+      } else {
+        load(m.a.row(row) + at, x[i]);
+      }
       if (m.b.data != nullptr) load(m.b.row(row) + at, other);
     }
 #pragma unroll
@@ -136,7 +149,10 @@ __global__ void __launch_bounds__(kBlock)
   pdl_launch();
   const std::int64_t row = blockIdx.x;
   const auto sum = [&](std::int64_t i) {
-    return to_float(m.a.row(row)[i]) + (m.b.data != nullptr ? to_float(m.b.row(row)[i]) : 0.0f);
+    float a = 0;
+    for (int part = 0; part < s.parts; ++part) a += m.parts[(part * s.rows + row) * s.width + i];
+    if (s.parts == 0) a = to_float(m.a.row(row)[i]);
+    return a + (m.b.data != nullptr ? to_float(m.b.row(row)[i]) : 0.0f);
   };
   const float per = 1.0f / static_cast<float>(s.width);
   float mean = 0;
@@ -174,18 +190,31 @@ void add_norm(const NormArgs& args, CudaStream& stream) {
     fail("norm of a sum: addends, sum and y should be of one type, not {}, {} and {}", name_of(args.x.dtype),
          name_of(args.addend.dtype), name_of(args.y.dtype));
   }
+  const bool in_parts = args.x_parts != nullptr;
+  if (in_parts && (!adds || args.parts < 2 || args.parts > kMostSumParts)) {
+    fail("norm of a sum: {} parts {} an addend; expected 2 to {} with one", args.parts, adds ? "with" : "without",
+         kMostSumParts);
+  }
   if (rows == 0 || width == 0) return;
-  const Shape shape{rows, width, args.eps, args.kind == NormKind::rms, keeps};
+  const Shape shape{rows, width, in_parts ? args.parts : 0, args.eps, args.kind == NormKind::rms, keeps};
   const MatrixRef& sum = keeps ? args.sum : args.y;
   const bool vectors = takes_vectors(args.x) && (!adds || takes_vectors(args.addend)) && takes_vectors(args.y) &&
-                       takes_vectors(sum) && takes_vectors(args.weight) && takes_vectors(args.bias);
+                       takes_vectors(sum) && takes_vectors(args.weight) && takes_vectors(args.bias) &&
+                       takes_vectors(args.x_parts);
   with_type(args.x.dtype, "x", [&](auto type) {
     using T = decltype(type);
-    const Matrices<T> m{Rows<const T>(args.x), Rows<const T>(args.addend), Rows<T>(sum), Rows<T>(args.y)};
+    const Matrices<T> m{Rows<const T>(args.x), Rows<const T>(args.addend), Rows<T>(sum), Rows<T>(args.y), args.x_parts};
     const auto by_warp = [&](auto accesses) {
       constexpr int kAccesses = decltype(accesses)::value;
       const std::int64_t blocks = (rows + kWarpsPerBlock - 1) / kWarpsPerBlock;
-      const auto kernel = rows > kMostOfFew ? add_norm_warp<kAccesses, true, T> : add_norm_warp<kAccesses, false, T>;
+      auto kernel = rows > kMostOfFew ? add_norm_warp<kAccesses, true, 0, T>  //
+                                      : add_norm_warp<kAccesses, false, 0, T>;
+      static_assert(kMostSumParts == 4);
+      if (in_parts) {
+        kernel = args.parts == 2   ? add_norm_warp<kAccesses, false, 2, T>
+                 : args.parts == 3 ? add_norm_warp<kAccesses, false, 3, T>
+                                   : add_norm_warp<kAccesses, false, 4, T>;
+      }
       const Share share = rows >= kLeastOfShared && rows <= kMostOfShared ? Share::most : Share::as_needed;
       launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(kWarp * kWarpsPerBlock), 0, Overlap::yes, share, kernel,
              m, args.weight, args.bias, shape);
