@@ -169,6 +169,7 @@ void check_norm(std::int64_t rows, std::int64_t columns, int parts, DType type, 
   EXPECT_EQ(run().values(), y.values());
   for (std::int64_t row = (rows - 1) % step_of(rows); row < rows; row += step_of(rows)) {
     std::vector<double> x;
+    x.reserve(static_cast<std::size_t>(columns));
     double mean = 0;
     for (std::int64_t c = 0; c < columns; ++c) {
       double value = static_cast<double>(addend.at(row, c));
@@ -246,9 +247,8 @@ TEST(CudaParts, InAnEncoder) {
       for (const std::vector<std::int32_t>& lengths : batches) {
         SCOPED_TRACE(testing::Message() << lengths.size() << " sequences, " << name_of(type) << ", " << capture);
         const auto length = std::int64_t{*std::max_element(lengths.begin(), lengths.end())};
-        std::vector<std::int32_t> ids;
-        for (std::int64_t i = 0; i < static_cast<std::int64_t>(lengths.size()) * length; ++i)
-          ids.push_back(static_cast<std::int32_t>(1 + i * 37 % 498));
+        std::vector<std::int32_t> ids(lengths.size() * static_cast<std::size_t>(length));
+        for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(1 + i * 37 % 498);
         const EncoderBatch batch{static_cast<std::int64_t>(lengths.size()), length, ids, lengths, {}};
         EncoderResult expected;
         EncoderResult got;
