@@ -19,8 +19,10 @@ constexpr std::int64_t kMostRows = 100;
 class Parting final : public LinearKernel {
  public:
   std::string_view name() const override { return "parting"; }
+  // Tests of models try all kernels with exact activations.
   KernelTraits traits() const override {
-    return {.summary = "for a test", .accumulate = "f32", .in_all = false, .in_auto = false};
+    return {
+        .summary = "for a test", .accumulate = "f32", .exact_activations = false, .in_all = false, .in_auto = false};
   }
   Fit fit(const LinearSite& site, const DeviceInfo&, std::int64_t) const override {
     return Fit::yes(false, site.epilogue.kind == EpilogueKind::activation);
