@@ -101,11 +101,13 @@ class Lowerer {
     if (const auto* over_time = std::get_if<InstanceNormNode>(&nodes_[i].op)) return instance_norm(i, *over_time);
     if (const std::size_t after = attention(i); after != i) return after;
     if (sum_of_norm(i)) {
-      LoweredNode& fused = out_.emplace_back();
+      LoweredNode fused;
       fused.node = nodes_[i + 1];
       fused.before = std::get<AddNode>(nodes_[i].op);
       const auto& of_sum = std::get<NormNode>(nodes_[i + 1].op);
       fused.keeps_sum = of_sum.y != of_sum.x && !dead_after(nodes_, i + 1, of_sum.x);
+      if (!fused.keeps_sum && may_leave_parts(i)) fused.in_parts = out_.back().in_parts = true;
+      out_.push_back(std::move(fused));
       return i + 2;
     }
     push(nodes_[i]);
@@ -121,6 +123,19 @@ class Lowerer {
     if (add == nullptr || norm == nullptr || norm->x != add->y || norm->groups != 1) return false;
     const auto wide = [&](BufferId id) { return buffers_[static_cast<std::size_t>(id)].wide; };
     return !wide(add->a) && !wide(add->b) && !wide(add->y) && !wide(norm->y);
+  }
+
+  // Whether the product right ahead of the sum of node i, with nothing folded in, may leave its output in parts: nobody
+  // but the sum reads it.
+  bool may_leave_parts(std::size_t i) const {
+    if (out_.empty() || out_.back().linear() == nullptr) return false;
+    const LoweredNode& product = out_.back();
+    const LinearNode& linear = *product.linear();
+    if (product.norm || product.add || product.gated || product.activation || linear.y.size() != 1) return false;
+    const BufferId y = linear.y.front();
+    const auto& add = std::get<AddNode>(nodes_[i].op);
+    return (add.a == y) != (add.b == y) && dead_after(nodes_, i + 1, y) &&
+           product.kernel->parts(product.site, 1, device_) > 1;
   }
 
   // A convolution takes in the activation behind it.
@@ -289,30 +304,6 @@ class Lowerer {
   std::vector<LoweredNode> out_;
 };
 
-// Whether a node from `first` on reads what lies in `buffer` before it is written anew.
-bool read_from(const std::vector<LoweredNode>& nodes, std::size_t first, BufferId buffer) {
-  for (std::size_t i = first; i < nodes.size(); ++i) {
-    if (contains(nodes[i].reads(), buffer)) return true;
-    if (contains(nodes[i].writes(), buffer)) return false;
-  }
-  return false;
-}
-
-// Products with nothing folded in whose outputs only the norm of a sum right behind them reads may leave them in parts.
-void let_parts(std::vector<LoweredNode>& nodes, const DeviceInfo& device) {
-  for (std::size_t i = 0; i + 1 < nodes.size(); ++i) {
-    LoweredNode& product = nodes[i];
-    LoweredNode& norm = nodes[i + 1];
-    const LinearNode* linear = product.linear();
-    if (linear == nullptr || !norm.before || norm.keeps_sum || linear->y.size() != 1) continue;
-    if (product.norm || product.add || product.gated || product.activation || product.attention) continue;
-    const BufferId y = linear->y.front();
-    const bool once = (norm.before->a == y) != (norm.before->b == y);
-    if (!once || read_from(nodes, i + 2, y)) continue;
-    product.in_parts = norm.in_parts = product.kernel->parts(product.site, 1, device) > 1;
-  }
-}
-
 }  // namespace
 
 std::vector<BufferId> LoweredNode::reads() const {
@@ -367,9 +358,7 @@ std::int64_t most_attended_tiles(const std::vector<LoweredNode>& nodes) {
 }
 
 std::vector<LoweredNode> lower(const Program& program, Device& device, const LoweringOptions& options) {
-  std::vector<LoweredNode> nodes = Lowerer(program, device, options).run();
-  if (options.fuse) let_parts(nodes, device.info());
-  return nodes;
+  return Lowerer(program, device, options).run();
 }
 
 }  // namespace nibble
