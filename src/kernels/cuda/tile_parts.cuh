@@ -109,15 +109,29 @@ __device__ __forceinline__ unsigned bias_at(const Output& out, int column) {
   return *reinterpret_cast<const unsigned*>(static_cast<const T*>(out.bias) + column);
 }
 
-// Brings the bias of a tile's columns into the first cache while products run; the values are not kept.
+// Brings the bias of a tile's columns to `to` in shared memory, as floats, for the warp that calls.
 template <typename T, int kColumns>
-__device__ __forceinline__ void fetch_bias(const Output& out, int column0) {
-  constexpr int kLine = 64;  // elements
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int column = column0 + lane * kLine;
-  if (out.bias == nullptr || lane > (kColumns - 1) / kLine || column >= out.n) return;
-  unsigned short unused;
-  asm volatile("ld.global.u16 %0, [%1];" : "=h"(unused) : "l"(static_cast<const T*>(out.bias) + column));
+__device__ __forceinline__ void bring_bias(const Output& out, std::uint32_t to, int column0) {
+  constexpr int kPiece = 8;  // columns of a lane, 16 bytes
+  static_assert(kColumns <= 32 * kPiece);
+  const int from = static_cast<int>(threadIdx.x) % 32 * kPiece;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < (from < kColumns ? kPiece / 4 : 0); ++i) {
+    const float2 a = values_of(bias_at<T>(out, column0 + from + 4 * i), T{});
+    const float2 b = values_of(bias_at<T>(out, column0 + from + 4 * i + 2), T{});
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + from * 4 + i * 16), "f"(a.x), "f"(a.y), "f"(b.x),
+                 "f"(b.y)
+                 : "memory");
+  }
+  __syncwarp();
+}
+
+// Of two columns beside each other, out of what bring_bias() brought.
+__device__ __forceinline__ float2 bias_of(std::uint32_t from, int column) {
+  float2 out;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(out.x), "=f"(out.y) : "r"(from + column * 4) : "memory");
+  return out;
 }
 
 }  // namespace nibble::tile

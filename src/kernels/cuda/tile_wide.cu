@@ -4,6 +4,7 @@
 // and the next tile's products begin at once; while the tensor cores work on its first steps, the warps finish the tile
 // before, a chunk of columns a step.
 #include "core/checked.h"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tile_kernels.h"
 #include "kernels/cuda/tile_parts.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -23,13 +24,18 @@ constexpr int kMultiplyWarps = 4 * kGroups;
 constexpr int kThreads = 128 * (kGroups + 1);  // the last warpgroup copies
 constexpr int kShare = 2;                      // blocks of a cluster
 constexpr int kXBytes = kRows * kDepth * 2;
+// What a warp stores at a time: 16 rows of 64 columns, in a layout that the copy engine knows.
+constexpr int kWideChunk = 64;
+constexpr int kWideChunkBytes = 16 * kWideChunk * 2;
 
 template <int kColumns>
 struct Shape {
   static constexpr int kStages = kColumns == 256 ? 4 : 5;
   static constexpr int kStageBytes = kXBytes + kColumns * kDepth * 2;
   static constexpr int kChunks = kStages * kStageBytes;  // where the warps' chunks begin
-  static constexpr int kBarriers = kChunks + kMultiplyWarps * kChunkBytes;
+  static constexpr int kBiasBytes = kColumns * 4;        // of a warp
+  static constexpr int kBiases = kChunks + kMultiplyWarps * kWideChunkBytes;
+  static constexpr int kBarriers = kBiases + kMultiplyWarps * kBiasBytes;
   static constexpr int kSharedBytes = kBarriers + 2 * kStages * 8 + kAlign;
   static constexpr int kParts = kColumns / kChunk;
   static_assert(kParts <= kWideLeastSteps);
@@ -91,7 +97,7 @@ class Product {
     }
   }
 
-  __device__ void multiply() const {
+  __device__ void multiply(const CUtensorMap* y) const {
     const Activation activation = activation_of<Activation>(p_.out);
     float sums[kSums];
     unsigned former[kSums / 2];  // of the tile before, as pairs of columns, rounded
@@ -101,11 +107,12 @@ class Product {
     int former_column = 0;
     int done = 0;
     for (int tile = first_tile(); tile < p_.tiles; tile += clusters()) {
-      fetch_bias<T, kColumns>(p_.out, column_of(tile));
 #pragma unroll
       for (int part = 0; part < kParts; ++part, ++done) {
         step(sums, part > 0, done);
-        finish(former, part, former_row, former_column, activation);
+        if (part == 0) bring_bias<T, kColumns>(p_.out, biases(), column_of(tile));
+        // Its own branch keeps the compiler from spreading this over the products.
+        if (former_row < p_.out.m) finish(y, former, part, former_row, former_column, activation);
       }
 #pragma unroll 1
       for (int i = kParts; i < p_.steps; ++i, ++done) step(sums, true, done);
@@ -113,10 +120,11 @@ class Product {
       release((done - 1) % kStages);
       former_row = row_of(tile) + warp() * 16;
       former_column = column_of(tile);
-      round(sums, former_column, former);
+      round(sums, former);
     }
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) finish(former, part, former_row, former_column, activation);
+    for (int part = 0; part < kParts; ++part) finish(y, former, part, former_row, former_column, activation);
+    if (lane() == 0) bulk_wait_read();
   }
 
  private:
@@ -129,6 +137,7 @@ class Product {
 
   __device__ std::uint32_t full(int stage) const { return shared_ + S::kBarriers + 16 * stage; }
   __device__ std::uint32_t empty(int stage) const { return full(stage) + 8; }
+  __device__ std::uint32_t biases() const { return shared_ + S::kBiases + warp() * S::kBiasBytes; }
   __device__ std::uint32_t stage_at(int stage) const { return shared_ + stage * kStageBytes; }
   __device__ int row_of(int tile) const { return (tile / p_.columns * kShare + rank()) * kRows; }
   __device__ int column_of(int tile) const { return tile % p_.columns * kColumns; }
@@ -162,29 +171,49 @@ class Product {
     if (lane() < kShare) barrier_arrive_in_cluster(in_cluster(empty(stage), lane()));
   }
 
-  __device__ __forceinline__ void round(const float (&sums)[kSums], int column0, unsigned (&to)[kSums / 2]) const {
+  __device__ __forceinline__ void round(const float (&sums)[kSums], unsigned (&to)[kSums / 2]) const {
 #pragma unroll
     for (int j = 0; j < kSums / 4; ++j) {
-      const float2 bias = values_of(bias_at<T>(p_.out, column0 + j * 8 + lane() % 4 * 2), T{});
+      const float2 bias = bias_of(biases(), j * 8 + lane() % 4 * 2);
       to[2 * j] = pack(sums[4 * j] + bias.x, sums[4 * j + 1] + bias.y, T{});
       to[2 * j + 1] = pack(sums[4 * j + 2] + bias.x, sums[4 * j + 3] + bias.y, T{});
     }
   }
 
-  __device__ __forceinline__ void finish(const unsigned (&former)[kSums / 2], int part, int row0, int column0,
-                                         const Activation& activation) const {
+  __device__ __forceinline__ void finish(const CUtensorMap* y, const unsigned (&former)[kSums / 2], int part, int row0,
+                                         int column0, const Activation& activation) const {
     unsigned pairs[kChunk / 8][2];
 #pragma unroll
     for (int i = 0; i < kChunk / 4; ++i) {
       const unsigned pair = former[part * (kChunk / 4) + i];
       if constexpr (std::is_same_v<Activation, Identity>) {
         pairs[i / 2][i % 2] = pair;
+      } else if constexpr (std::is_same_v<Activation, Gelu>) {
+        pairs[i / 2][i % 2] = short_gelu(pair, T{});
       } else {
         const float2 x = values_of(pair, T{});
         pairs[i / 2][i % 2] = pack(activation(x.x), activation(x.y), T{});
       }
     }
-    store_chunk<T>(p_.out, shared_ + S::kChunks + warp() * kChunkBytes, pairs, row0, column0 + part * kChunk);
+    // Two parts of 32 columns make what is stored at a time.
+    const std::uint32_t chunk = shared_ + S::kChunks + warp() * kWideChunkBytes;
+    if (part % 2 == 0) {
+      if (lane() == 0) bulk_wait_read();
+      __syncwarp();
+    }
+    // As stmatrix wants them: rows 0-15 of eight columns, then of the next eight; pieces of 16 bytes swizzled.
+    const int row = lane() % 16;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int piece = part % 2 * 4 + 2 * i + lane() / 16;
+      store_matrices(chunk + row * 128 + (piece ^ row % 8) * 16, pairs[2 * i][0], pairs[2 * i][1], pairs[2 * i + 1][0],
+                     pairs[2 * i + 1][1]);
+    }
+    if (part % 2 == 1) {
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+      __syncwarp();
+      if (lane() == 0) store_tile(y, chunk, column0 + part / 2 * kWideChunk, row0);
+    }
   }
 
   const Parameters& p_;
@@ -194,7 +223,7 @@ class Product {
 template <typename T, int kColumns, typename Activation>
 __global__ void __launch_bounds__(kThreads, 1)
     wide_kernel(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
-                const __grid_constant__ Parameters p) {
+                const __grid_constant__ CUtensorMap y, const __grid_constant__ Parameters p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::uint8_t memory[];
   const std::uint32_t shared = (shared_address(memory) + kAlign - 1) / kAlign * kAlign;
@@ -215,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kMultiplyRegisters));
     pdl_wait();
     pdl_launch();
-    product.multiply();
+    product.multiply(&y);
   }
   // Barriers that other blocks arrive at live until all have.
   cluster_arrive_last();
@@ -254,7 +283,8 @@ void launch_wide(const TileGemm& g, int multiprocessors, CudaStream& stream) {
   attributes[1].val.clusterDim.z = 1;
   config.attrs = attributes.data();
   config.numAttrs = attributes.size();
-  check_cuda(cudaLaunchKernelEx(&config, kernel, maps.x, maps.w, p), "launching a product");
+  check_cuda(cudaLaunchKernelEx(&config, kernel, maps.x, maps.w, matrix_map(g.y, g.type, g.m, g.n, g.y_stride, 16), p),
+             "launching a product");
 }
 
 template <typename T, int kColumns>

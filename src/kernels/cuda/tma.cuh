@@ -92,4 +92,16 @@ __device__ __forceinline__ void copy_tile_to_all(std::uint32_t to, const CUtenso
       : "memory");
 }
 
+/// Copies a tile from shared memory to (column, row) of a matrix, less what lies outside of it. What threads wrote must
+/// be fenced first (fence.proxy.async).
+__device__ __forceinline__ void store_tile(const CUtensorMap* map, std::uint32_t from, int column, int row) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\ncp.async.bulk.commit_group;" ::"l"(
+          map),
+      "r"(from), "r"(column), "r"(row)
+      : "memory");
+}
+/// Waits until what this thread stored so has been read from shared memory.
+__device__ __forceinline__ void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 }  // namespace nibble

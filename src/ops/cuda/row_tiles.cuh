@@ -14,42 +14,67 @@ struct SequenceTile {
   int rows = 0;
 };
 
-/// Tile `index` of `kRows` rows, counted over the sequences in order. Every warp looks by itself, 32 sequences at a
-/// time. There are at most rows / kRows + sequences tiles.
-template <int kRows>
-__device__ __forceinline__ SequenceTile find_sequence_tile(const std::int32_t* row_begin, int sequences, int index) {
-  constexpr unsigned kAll = 0xffffffffu;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  for (int done = 0; done < sequences; done += 32) {
-    const int sequence = done + lane;
-    int begin = 0;
-    int length = 0;
-    if (sequence < sequences) {
-      begin = row_begin[sequence];
-      length = row_begin[sequence + 1] - begin;
+/// Tiles of `size` rows, counted over the sequences in order; there are at most rows / size + sequences. A warp looks
+/// by itself, at 32 sequences at a time, and keeps the last ones it looked at.
+class SequenceTiles {
+ public:
+  __device__ __forceinline__ SequenceTiles(const std::int32_t* row_begin, int sequences, int size)
+      : row_begin_(row_begin), sequences_(sequences), size_(size) {
+    look_at(0);
+  }
+
+  /// Tile `index`.
+  __device__ __forceinline__ SequenceTile find(int index) {
+    for (int total = __shfl_sync(kAll, until_, 31); index < before_ || index >= before_ + total;) {
+      const bool back = index < before_;
+      if (!back && first_ + kWindow >= sequences_) return {};
+      if (!back) before_ += total;
+      look_at(back ? first_ - kWindow : first_ + kWindow);
+      total = __shfl_sync(kAll, until_, 31);
+      if (back) before_ -= total;
     }
-    const int count = (length + kRows - 1) / kRows;
-    int until = count;
+    index -= before_;
+    const int owner = __ffs(static_cast<int>(__ballot_sync(kAll, until_ > index))) - 1;
+    const int until = __shfl_sync(kAll, until_, max(owner - 1, 0));
+    const int first = (index - (owner > 0 ? until : 0)) * size_;
+    SequenceTile tile;
+    tile.sequence = first_ + owner;
+    tile.begin = row_begin_[tile.sequence];
+    tile.length = row_begin_[tile.sequence + 1] - tile.begin;
+    tile.row = tile.begin + first;
+    tile.rows = min(size_, tile.length - first);
+    return tile;
+  }
+
+ private:
+  static constexpr unsigned kAll = 0xffffffffu;
+  static constexpr int kWindow = 32;
+
+  __device__ __forceinline__ void look_at(int first) {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    first_ = first;
+    int length = 0;
+    if (first + lane < sequences_) length = row_begin_[first + lane + 1] - row_begin_[first + lane];
+    until_ = (length + size_ - 1) / size_;
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
-      const int before = __shfl_up_sync(kAll, until, offset);
-      if (lane >= offset) until += before;
+      const int before = __shfl_up_sync(kAll, until_, offset);
+      if (lane >= offset) until_ += before;
     }
-    const unsigned beyond = __ballot_sync(kAll, until > index);
-    if (beyond != 0) {
-      const int owner = __ffs(static_cast<int>(beyond)) - 1;
-      SequenceTile tile;
-      tile.sequence = done + owner;
-      tile.begin = __shfl_sync(kAll, begin, owner);
-      tile.length = __shfl_sync(kAll, length, owner);
-      const int first = (index - __shfl_sync(kAll, until - count, owner)) * kRows;
-      tile.row = tile.begin + first;
-      tile.rows = min(kRows, tile.length - first);
-      return tile;
-    }
-    index -= __shfl_sync(kAll, until, 31);
   }
-  return {};
+
+  const std::int32_t* row_begin_;
+  int sequences_;
+  int size_;
+  int before_ = 0;  // tiles of the sequences ahead of first_
+  int first_ = 0;   // of the sequences looked at, one by each lane
+  int until_ = 0;   // tiles up to and with the lane's, from first_ on
+};
+
+/// One tile by itself.
+template <int kRows>
+__device__ __forceinline__ SequenceTile find_sequence_tile(const std::int32_t* row_begin, int sequences, int index) {
+  return SequenceTiles(row_begin, sequences, kRows).find(index);
 }
 
 }  // namespace nibble::cuda
