@@ -265,6 +265,26 @@ TEST_P(CudaFusedSelfAttention, ManyRows) {
   }
 }
 
+// Several tiles of rows for each of those that attend in turn, in sequences of all kinds: empty ones, some at the end,
+// some whose keys are all padding, more than a warp looks at at a time.
+TEST_P(CudaFusedSelfAttention, ManySequences) {
+  NIBBLE_NEEDS_GPU();
+  Shape s;
+  s.type = GetParam();
+  s.heads = 2;
+  s.head_dim = 64;
+  std::vector<std::int32_t> lengths(123);
+  std::vector<std::int32_t> valid(lengths.size());
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    lengths[i] = i < 120 ? static_cast<std::int32_t>(i) * 53 % 310 : 0;
+    valid[i] = i % 11 == 0 ? 0 : i % 3 == 0 ? lengths[i] / 2 : lengths[i];
+  }
+  Case padded(s, lengths, valid, 8);
+  const TypedMatrix y = padded.run();
+  padded.expect_right(y);
+  EXPECT_EQ(padded.run(true).values(), y.values());
+}
+
 INSTANTIATE_TEST_SUITE_P(Gpu, CudaFusedSelfAttention, testing::Values(DType::f32, DType::f16, DType::bf16),
                          [](const testing::TestParamInfo<DType>& type) { return std::string(name_of(type.param)); });
 

@@ -145,6 +145,57 @@ TEST(CudaWgmma, Activations) {
   }
 }
 
+// gelu of every finite number of a type, by a product with the identity in wide tiles, which compute it in pairs.
+TEST(CudaWgmma, GeluOfEveryNumber) {
+  NIBBLE_NEEDS_GPU();
+  constexpr std::int64_t kRows = 8192;
+  constexpr std::int64_t kWidth = 512;
+  const LinearKernel& kernel = kernel_named("wgmma", DeviceKind::cuda);
+  Device& device = gpu().device();
+  const std::unique_ptr<Stream> stream = device.make_stream();
+  for (const DType type : {DType::f16, DType::bf16}) {
+    SCOPED_TRACE(name_of(type));
+    LinearSite site;
+    site.parts = {{"identity", kWidth, kWidth, false, std::nullopt}};
+    site.compute = site.x_dtype = site.y_dtype = type;
+    site.epilogue = {EpilogueKind::activation, ActivationKind::gelu};
+    if (device.info().isa != "sm_90") GTEST_SKIP() << kernel.fit(site, device.info(), kRows).reason;
+    Tensor identity(type, {kWidth, kWidth});
+    std::ranges::fill(identity.bytes(), std::byte{0});
+    const std::uint16_t one = type == DType::f16 ? float_to_half(1) : float_to_bf16(1);
+    for (std::int64_t i = 0; i < kWidth; ++i) identity.as<std::uint16_t>()[i * kWidth + i] = one;
+    LinearTensors tensors;
+    tensors.weight = identity.view();
+    const std::unique_ptr<PackedLinear> packed = kernel.pack(site, {&tensors, 1}, device, *stream);
+    TypedMatrix x(*stream, type, kRows, kWidth);
+    TypedMatrix y(*stream, type, kRows, kWidth);
+    // Zero times anything must stay zero in the other columns: numbers that are finite, 65536 patterns over and over.
+    for (std::int64_t i = 0; i < kRows * kWidth; ++i) {
+      const auto bits = static_cast<std::uint16_t>(i);
+      const float value = type == DType::f16 ? half_to_float(bits) : bf16_to_float(bits);
+      x.set(i / kWidth, i % kWidth, std::isfinite(value) ? value : 0.0f);
+    }
+    x.upload();
+    const auto workspace = device.allocate(std::max<std::size_t>(1, kernel.workspace(site, kRows)), "workspace");
+    const MatrixRef out = y.ref();
+    LinearArgs args;
+    args.rows = kRows;
+    args.x = x.ref();
+    args.y = {&out, 1};
+    args.workspace = workspace->data();
+    kernel.enqueue(*packed, args, *stream);
+    y.download();
+    const double ulp = 2 * rounding_of(type);  // of numbers from 1 on
+    for (std::int64_t i = 0; i < kRows * kWidth; ++i) {
+      const double value = static_cast<double>(x.at(i / kWidth, i % kWidth));
+      const double want = reference_of(ActivationKind::gelu, value);
+      const double got = static_cast<double>(y.at(i / kWidth, i % kWidth));
+      const double bound = std::max(2 * std::ldexp(ulp, std::ilogb(want)), 2e-6);
+      ASSERT_LE(std::abs(got - want), bound) << "gelu(" << value << ") = " << got << ", expected " << want;
+    }
+  }
+}
+
 // Without an activation: few rows run on the kernel's own tiles, long sums on a kernel of the library of another
 // choice.
 TEST(CudaWgmma, SizesWithoutActivation) {

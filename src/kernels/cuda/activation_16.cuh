@@ -33,7 +33,7 @@ __device__ __forceinline__ float short_gelu(float x) {
 }
 
 /// gelu of two values beside each other, which were rounded to T already: what the rounding of the results allows is
-/// computed in pairs. Within two units in T's last place where |gelu| > 1e-3, and below that within 2e-6.
+/// computed in pairs. Within two units in T's last place or within 2e-6.
 __device__ __forceinline__ unsigned short_gelu(unsigned pair, __half) {
   const __half2 x = *reinterpret_cast<const __half2*>(&pair);
   const __half2 t = __habs2(x);
