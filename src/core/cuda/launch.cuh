@@ -9,6 +9,7 @@
 #include <cuda_fp16.h>
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <utility>
 
@@ -26,15 +27,30 @@ enum class Overlap { no, yes };
 /// memory may have to wait there behind one with much, and the next one behind it.
 enum class Share { as_needed, most };
 
+/// Lets blocks of a kernel have up to `bytes` of shared memory on the device in use; to be called before each launch
+/// that may need more than 48 KiB, always with the same number.
+template <auto kKernel>
+void allow_shared_memory(std::size_t bytes) {
+  static std::atomic<std::uint64_t> allowed{0};  // a bit a device, of as many as it has
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the device in use");
+  const std::uint64_t bit = device < 64 ? std::uint64_t{1} << device : 0;
+  if ((allowed.load(std::memory_order_relaxed) & bit) != 0) return;
+  check_cuda(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+             "asking for shared memory");
+  allowed.fetch_or(bit, std::memory_order_relaxed);
+}
+
+/// `cluster` blocks, a divisor of the grid's width, form a cluster (compute capability 9.0); 1: none.
 template <typename... Parameters, typename... Args>
 void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, Overlap overlap, Share share,
-            void (*kernel)(Parameters...), Args&&... args) {
+            unsigned cluster, void (*kernel)(Parameters...), Args&&... args) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream.handle();
-  std::array<cudaLaunchAttribute, 2> attributes{};
+  std::array<cudaLaunchAttribute, 3> attributes{};
   if (overlap == Overlap::yes && stream.overlaps()) {
     cudaLaunchAttribute& one = attributes[config.numAttrs++];
     one.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -45,6 +61,12 @@ void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes,
     one.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     one.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   }
+  // A GPU without clusters is not to be asked for one of 1.
+  if (cluster > 1) {
+    cudaLaunchAttribute& one = attributes[config.numAttrs++];
+    one.id = cudaLaunchAttributeClusterDimension;
+    one.val.clusterDim = {cluster, 1, 1};
+  }
   config.attrs = attributes.data();
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Args>(args))...),
              "launching a kernel");
@@ -53,7 +75,7 @@ void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes,
 template <typename... Parameters, typename... Args>
 void launch(CudaStream& stream, dim3 grid, dim3 block, std::size_t shared_bytes, Overlap overlap,
             void (*kernel)(Parameters...), Args&&... args) {
-  launch(stream, grid, block, shared_bytes, overlap, Share::as_needed, kernel, std::forward<Args>(args)...);
+  launch(stream, grid, block, shared_bytes, overlap, Share::as_needed, 1, kernel, std::forward<Args>(args)...);
 }
 
 /// Waits until the kernels before this one have completed and their writes are visible.

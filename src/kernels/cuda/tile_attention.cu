@@ -370,13 +370,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, int kHeadDim>
 void launch_attention(const TileAttention& a, CudaStream& stream) {
-  const auto kernel = attention_kernel<T, kHeadDim>;
-  static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-               "asking for shared memory for attention");
-    return true;
-  }();
-  static_cast<void>(configured);
+  constexpr auto kKernel = attention_kernel<T, kHeadDim>;
+  allow_shared_memory<kKernel>(kSharedBytes);
   const std::int64_t width = a.attention.heads * a.head_dim;
   Parameters p;
   p.y = a.y;
@@ -390,7 +385,7 @@ void launch_attention(const TileAttention& a, CudaStream& stream) {
   p.scale = a.attention.scale * std::numbers::log2e_v<float>;
   p.causal = a.attention.causal;
   const dim3 grid(static_cast<unsigned>(width / kWidth), static_cast<unsigned>(a.attention.tiles.tiles));
-  launch(stream, grid, dim3(kThreads), kSharedBytes, Overlap::yes, kernel,
+  launch(stream, grid, dim3(kThreads), kSharedBytes, Overlap::yes, kKernel,
          matrix_map(a.x, a.type, a.rows, a.k, a.x_stride, kRows),
          matrix_map(a.w, a.type, kParts * width, a.k, a.k, kWidth), p);
 }

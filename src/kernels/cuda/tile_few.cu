@@ -245,12 +245,11 @@ __global__ void __launch_bounds__(Shape<kRows, kColumns>::kAloneThreads, kRows =
 template <typename T, int kRows, int kColumns, bool kParts = false>
 void launch_few(const TileGemm& g, int parts, int multiprocessors, CudaStream& stream) {
   using S = Shape<kRows, kColumns>;
-  const auto kernel = few_kernel<T, kRows, kColumns, kParts>;
+  constexpr auto kKernel = few_kernel<T, kRows, kColumns, kParts>;
+  allow_shared_memory<kKernel>(kLeastAlone);
   static const int registers = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kLeastAlone),
-               "asking for shared memory");
     cudaFuncAttributes attributes{};
-    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "asking for registers");
+    check_cuda(cudaFuncGetAttributes(&attributes, kKernel), "asking for registers");
     return attributes.numRegs;
   }();
   const dim3 grid(static_cast<unsigned>(ceil_div(g.m, std::int64_t{kRows})),
@@ -265,7 +264,7 @@ void launch_few(const TileGemm& g, int parts, int multiprocessors, CudaStream& s
   p.stages = bytes / S::kBytesOfStage;
   const TileMaps maps = maps_of(g, kRows, kColumns);
   launch(stream, grid, dim3(by_registers ? S::kAloneThreads : S::kThreads), static_cast<std::size_t>(bytes),
-         Overlap::yes, kernel, maps.x, maps.w, p);
+         Overlap::yes, kKernel, maps.x, maps.w, p);
 }
 
 }  // namespace

@@ -11,7 +11,6 @@
 #include "kernels/cuda/wgmma.cuh"
 
 #include <algorithm>
-#include <array>
 
 // Compiled for anything but 9.0a the kernel is empty, and nothing uses its parts.
 #pragma nv_diag_suppress 177
@@ -266,13 +265,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <typename T, int kColumns, typename Activation>
 void launch_wide(const TileGemm& g, int multiprocessors, CudaStream& stream) {
   constexpr int kSharedBytes = Shape<kColumns>::kSharedBytes;
-  const auto kernel = wide_kernel<T, kColumns, Activation>;
-  static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-               "asking for shared memory");
-    return true;
-  }();
-  static_cast<void>(configured);
+  constexpr auto kKernel = wide_kernel<T, kColumns, Activation>;
+  allow_shared_memory<kKernel>(kSharedBytes);
   Parameters p;
   p.out = output_of(g);
   p.steps = static_cast<int>(ceil_div(g.k, std::int64_t{kDepth}));
@@ -280,22 +274,8 @@ void launch_wide(const TileGemm& g, int multiprocessors, CudaStream& stream) {
   p.tiles = static_cast<int>(ceil_div(g.m, std::int64_t{kRows} * kShare)) * p.columns;
   const TileMaps maps = maps_of(g, kRows, kColumns / kShare);
   const int clusters = std::min(p.tiles, multiprocessors / kShare);
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * kShare));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSharedBytes;
-  config.stream = stream.handle();
-  std::array<cudaLaunchAttribute, 2> attributes{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kShare;
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  config.attrs = attributes.data();
-  config.numAttrs = attributes.size();
-  check_cuda(cudaLaunchKernelEx(&config, kernel, maps.x, maps.w, matrix_map(g.y, g.type, g.m, g.n, g.y_stride, 16), p),
-             "launching a product");
+  launch(stream, dim3(static_cast<unsigned>(clusters * kShare)), dim3(kThreads), kSharedBytes, Overlap::yes,
+         Share::as_needed, kShare, kKernel, maps.x, maps.w, matrix_map(g.y, g.type, g.m, g.n, g.y_stride, 16), p);
 }
 
 template <typename T, int kColumns>

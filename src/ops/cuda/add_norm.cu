@@ -216,8 +216,8 @@ void add_norm(const NormArgs& args, CudaStream& stream) {
                                    : add_norm_warp<kAccesses, false, 4, T>;
       }
       const Share share = rows >= kLeastOfShared && rows <= kMostOfShared ? Share::most : Share::as_needed;
-      launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(kWarp * kWarpsPerBlock), 0, Overlap::yes, share, kernel,
-             m, args.weight, args.bias, shape);
+      launch(stream, dim3(static_cast<unsigned>(blocks)), dim3(kWarp * kWarpsPerBlock), 0, Overlap::yes, share, 1,
+             kernel, m, args.weight, args.bias, shape);
     };
     constexpr std::int64_t kOfAccess = kWarp * kVector;
     if (vectors && width <= 2 * kOfAccess) {

@@ -500,27 +500,15 @@ __global__ void __launch_bounds__(kThreads, (least_blocks<Code, Vectors, Heads>(
   RowAttention<Code, Lanes, Vectors, Heads>(p, *reinterpret_cast<Shared<Code, Lanes, Vectors, Heads>*>(shared)).run();
 }
 
-// As nibble::launch with overlap, in clusters of `parts` blocks.
+// In clusters of `parts` blocks.
 template <typename Code, int Lanes, int Vectors, int Heads>
 void launch_rows(RowsParameters p, std::int64_t rows, CudaStream& stream) {
   using Memory = Shared<Code, Lanes, Vectors, Heads>;
   p.tiles = ceil_div(p.group, Heads);
-  const auto kernel = rows_kernel<Code, Lanes, Vectors, Heads>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Memory)),
-             "asking for shared memory for attention");
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(rows * p.parts), static_cast<unsigned>(p.cache.kv_heads * p.tiles));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = sizeof(Memory);
-  config.stream = stream.handle();
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(p.parts), 1, 1};
-  config.attrs = attributes;
-  config.numAttrs = p.parts > 1 ? 2 : stream.overlaps() ? 1 : 0;
-  check_cuda(cudaLaunchKernelEx(&config, kernel, p), "launching the attention of rows");
+  constexpr auto kKernel = rows_kernel<Code, Lanes, Vectors, Heads>;
+  allow_shared_memory<kKernel>(sizeof(Memory));
+  launch(stream, dim3(static_cast<unsigned>(rows * p.parts), static_cast<unsigned>(p.cache.kv_heads * p.tiles)),
+         dim3(kThreads), sizeof(Memory), Overlap::yes, Share::as_needed, static_cast<unsigned>(p.parts), kKernel, p);
 }
 
 template <typename Code, int Lanes, int Vectors>

@@ -425,13 +425,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Width>) tiles_kernel(const _
 
 template <typename T, int Width>
 void launch_tiles(const TilesParameters& p, std::int64_t rows, CudaStream& stream) {
-  const auto kernel = tiles_kernel<T, Width>;
+  constexpr auto kKernel = tiles_kernel<T, Width>;
   constexpr std::size_t kBytes = sizeof(Shared<T, Width>);
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)),
-             "asking for shared memory for attention");
+  allow_shared_memory<kKernel>(kBytes);
   // Each sequence can leave one tile unfilled. Heads go fastest, so that those that share keys run together.
   const std::int64_t tiles = rows / kRows + p.sequences;
-  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(kThreads), kBytes, Overlap::yes, kernel, p);
+  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(kThreads), kBytes, Overlap::yes, kKernel, p);
 }
 
 template <typename T>

@@ -149,18 +149,13 @@ void launch_taps(const CudaConvolution& packed, const Frames& frames, CudaStream
                               static_cast<int>(frames.padding),
                               shape.activation.has_value(),
                               shape.activation.value_or(ActivationKind::relu)};
-  const auto kernel = taps_kernel<kOwnOutputs>;
-  static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes),
-               "asking for shared memory for a convolution");
-    return true;
-  }();
-  static_cast<void>(configured);
+  constexpr auto kKernel = taps_kernel<kOwnOutputs>;
+  allow_shared_memory<kKernel>(kMostBytes);
   const int bytes = shared_bytes(parameters.width, parameters.kernel, kOwnOutputs * kAcross);
   const auto columns = static_cast<unsigned>(ceil_div(parameters.outputs, kOwnOutputs * kAcross));
   for_sequences(frames, kFrames, [&](const SequenceRows& sequences, unsigned tiles) {
     launch(stream, dim3(tiles, columns, static_cast<unsigned>(shape.groups)), dim3(kThreads),
-           static_cast<std::size_t>(bytes), Overlap::yes, kernel, Rows<const float>(frames.x), Rows<float>(frames.y),
+           static_cast<std::size_t>(bytes), Overlap::yes, kKernel, Rows<const float>(frames.x), Rows<float>(frames.y),
            parameters, sequences);
   });
 }

@@ -252,20 +252,15 @@ void divide(Parameters& p) {
 
 template <typename T, typename X, int kOutputs, int kFrames>
 void enqueue_tiles(const Frames& frames, const Parameters& p, int groups, CudaStream& stream) {
-  const auto kernel = tiles_kernel<T, X, kOutputs, kFrames>;
+  constexpr auto kKernel = tiles_kernel<T, X, kOutputs, kFrames>;
   const std::size_t bytes =
       row_bytes(p, kFrames) + static_cast<std::size_t>(kStages * kOutputs * (p.channels + kPad)) * sizeof(T);
-  static const bool configured = [&] {
-    constexpr int kMost =
-        kMostRowBytes + kStages * kOutputs * (kMostChannels + kPad) * static_cast<int>(sizeof(std::uint16_t));
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMost),
-               "asking for shared memory");
-    return true;
-  }();
-  static_cast<void>(configured);
+  constexpr int kMost =
+      kMostRowBytes + kStages * kOutputs * (kMostChannels + kPad) * static_cast<int>(sizeof(std::uint16_t));
+  allow_shared_memory<kKernel>(kMost);
   for_sequences(frames, kFrames, [&](const SequenceRows& sequences, unsigned tiles) {
     launch(stream, dim3(tiles, static_cast<unsigned>(ceil_div(p.outputs, kOutputs)), static_cast<unsigned>(groups)),
-           dim3(kThreads), bytes, Overlap::yes, kernel, Rows<const X>(frames.x), Rows<T>(frames.y), p, sequences);
+           dim3(kThreads), bytes, Overlap::yes, kKernel, Rows<const X>(frames.x), Rows<T>(frames.y), p, sequences);
   });
 }
 

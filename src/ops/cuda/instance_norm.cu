@@ -189,20 +189,9 @@ int parts_of(std::int64_t blocks, std::int64_t rows, const CudaDevice& device) {
 template <int kWidth, typename X, typename Y>
 void launch_norm(const InstanceNormArgs& args, const NormParameters& p, const Spans& spans, CudaStream& stream) {
   const auto blocks = static_cast<unsigned>(ceil_div(p.columns, kColumns));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks * static_cast<unsigned>(p.parts), static_cast<unsigned>(spans.count));
-  config.blockDim = dim3(kThreads);
-  config.stream = stream.handle();
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(p.parts), 1, 1};
-  config.attrs = attributes;
-  config.numAttrs = p.parts > 1 ? 2 : stream.overlaps() ? 1 : 0;
-  check_cuda(
-      cudaLaunchKernelEx(&config, instance_norm_kernel<kWidth, X, Y>, Rows<const X>(args.x), Rows<Y>(args.y), p, spans),
-      "launching a norm over time");
+  launch(stream, dim3(blocks * static_cast<unsigned>(p.parts), static_cast<unsigned>(spans.count)), dim3(kThreads), 0,
+         Overlap::yes, Share::as_needed, static_cast<unsigned>(p.parts), instance_norm_kernel<kWidth, X, Y>,
+         Rows<const X>(args.x), Rows<Y>(args.y), p, spans);
 }
 
 }  // namespace

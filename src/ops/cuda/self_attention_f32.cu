@@ -289,16 +289,11 @@ __global__ void __launch_bounds__(Blocked<kDim, kRowsOfBlock>::kThreads, Blocked
 template <int kDim, int kRowsOfBlock>
 void launch_blocked(const Parameters& p, std::int64_t rows, CudaStream& stream) {
   using B = Blocked<kDim, kRowsOfBlock>;
-  const auto kernel = self_f32_blocked_kernel<kDim, kRowsOfBlock>;
+  constexpr auto kKernel = self_f32_blocked_kernel<kDim, kRowsOfBlock>;
   constexpr std::size_t kBytes = sizeof(B);
-  static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)),
-               "asking for shared memory for attention");
-    return true;
-  }();
-  static_cast<void>(configured);
+  allow_shared_memory<kKernel>(kBytes);
   const std::int64_t tiles = rows / B::kRows + p.sequences;
-  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(B::kThreads), kBytes, Overlap::yes, kernel, p);
+  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(B::kThreads), kBytes, Overlap::yes, kKernel, p);
 }
 
 // Large blocks read keys and values from memory less often; small ones are enough for all multiprocessors where there

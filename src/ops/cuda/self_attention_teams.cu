@@ -228,18 +228,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <typename T>
 void launch_teams(const SelfAttentionArgs& args, const RowAttention& p, int multiprocessors, CudaStream& stream) {
-  const auto kernel = self_teams_kernel<T>;
-  static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-               "asking for shared memory for attention");
-    return true;
-  }();
-  static_cast<void>(configured);
+  constexpr auto kKernel = self_teams_kernel<T>;
+  allow_shared_memory<kKernel>(kBytes);
   const auto map = [&](const MatrixRef& m) { return matrix_map(m.data, m.dtype, m.rows, m.columns, m.stride, 64); };
   // Each sequence can leave one tile unfilled.
   const int items = static_cast<int>(args.map.rows / kTeamRows + p.sequences) * p.heads;
   launch(stream, dim3(static_cast<unsigned>(std::min(items, multiprocessors))), dim3(kThreads), kBytes, Overlap::yes,
-         kernel, map(args.q), map(args.k), map(args.v), p, items);
+         kKernel, map(args.q), map(args.k), map(args.v), p, items);
 }
 
 }  // namespace

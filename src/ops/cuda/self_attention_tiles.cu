@@ -314,17 +314,12 @@ __global__ void __launch_bounds__(32 * kWarps, Width <= 96 ? 16 / kWarps : 1)
 
 template <typename T, int Width, int kWarps>
 void launch_self_tiles(const Parameters& p, std::int64_t rows, CudaStream& stream) {
-  const auto kernel = self_tiles_kernel<T, Width, kWarps>;
+  constexpr auto kKernel = self_tiles_kernel<T, Width, kWarps>;
   constexpr std::size_t kBytes = sizeof(Shared<T, Width, kWarps>);
-  static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)),
-               "asking for shared memory for attention");
-    return true;
-  }();
-  static_cast<void>(configured);
+  allow_shared_memory<kKernel>(kBytes);
   // Each sequence can leave one tile unfilled. Heads go fastest, so that rows of activations are read together.
   const std::int64_t tiles = rows / (16 * kWarps) + p.sequences;
-  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(32 * kWarps), kBytes, Overlap::yes, kernel, p);
+  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(32 * kWarps), kBytes, Overlap::yes, kKernel, p);
 }
 
 template <typename T, int Width>

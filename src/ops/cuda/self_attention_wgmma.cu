@@ -137,17 +137,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 template <typename T>
 void launch_few(const SelfAttentionArgs& args, const RowAttention& p, CudaStream& stream) {
-  const auto kernel = self_wgmma_kernel<T>;
-  static const bool configured = [&] {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-               "asking for shared memory for attention");
-    return true;
-  }();
-  static_cast<void>(configured);
+  constexpr auto kKernel = self_wgmma_kernel<T>;
+  allow_shared_memory<kKernel>(kBytes);
   const auto map = [&](const MatrixRef& m) { return matrix_map(m.data, m.dtype, m.rows, m.columns, m.stride, kRows); };
   // Each sequence can leave one tile unfilled. Heads go fastest, so that rows of activations are read together.
   const std::int64_t tiles = args.map.rows / kRows + p.sequences;
-  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(kThreads), kBytes, Overlap::yes, kernel,
+  launch(stream, dim3(static_cast<unsigned>(tiles * p.heads)), dim3(kThreads), kBytes, Overlap::yes, kKernel,
          map(args.q), map(args.k), map(args.v), p);
 }
 
