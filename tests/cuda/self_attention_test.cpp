@@ -198,6 +198,14 @@ TEST_P(CudaSelfAttention, MasksBiasesAndPadding) {
         Case c(s, {length, length, length}, {1, length, length - 2}, seed++);
         c.expect_right(c.run());
         if (HasFailure()) return;
+        if (reach > 0) continue;
+        s.head_dim = 64;
+        for (const std::int64_t heads : {1, 3}) {
+          s.heads = heads;
+          Case wide(s, {length, length, length}, {length - 1, 0, length}, seed++, 8);
+          wide.expect_right(wide.run());
+          if (HasFailure()) return;
+        }
       }
     }
   }
@@ -205,16 +213,24 @@ TEST_P(CudaSelfAttention, MasksBiasesAndPadding) {
 
 TEST_P(CudaSelfAttention, NothingValid) {
   NIBBLE_NEEDS_GPU();
-  Case c(shape(), {6, 6}, {0, 4}, 30);
-  c.expect_right(c.run());
+  for (const std::int64_t dim : {32, 64}) {
+    Shape s = shape();
+    s.head_dim = dim;
+    Case c(s, {6, 6}, {0, 4}, 30);
+    c.expect_right(c.run());
+  }
 }
 
 TEST_P(CudaSelfAttention, IsDeterministic) {
   NIBBLE_NEEDS_GPU();
-  Case c(shape(), {130, 130, 130}, {80, 130, 1}, 40);
-  const std::vector<float> once = c.run().values();
-  EXPECT_EQ(c.run().values(), once);
-  EXPECT_EQ(c.run(true).values(), once);
+  for (const std::int64_t dim : {32, 64}) {
+    Shape s = shape();
+    s.head_dim = dim;
+    Case c(s, {130, 130, 130}, {80, 130, 1}, 40);
+    const std::vector<float> once = c.run().values();
+    EXPECT_EQ(c.run().values(), once);
+    EXPECT_EQ(c.run(true).values(), once);
+  }
 }
 
 std::string test_name(const testing::TestParamInfo<std::pair<DType, bool>>& info) {
@@ -271,7 +287,6 @@ TEST_P(CudaFusedSelfAttention, ManySequences) {
   NIBBLE_NEEDS_GPU();
   Shape s;
   s.type = GetParam();
-  s.heads = 2;
   s.head_dim = 64;
   std::vector<std::int32_t> lengths(123);
   std::vector<std::int32_t> valid(lengths.size());
@@ -279,10 +294,13 @@ TEST_P(CudaFusedSelfAttention, ManySequences) {
     lengths[i] = i < 120 ? static_cast<std::int32_t>(i) * 53 % 310 : 0;
     valid[i] = i % 11 == 0 ? 0 : i % 3 == 0 ? lengths[i] / 2 : lengths[i];
   }
-  Case padded(s, lengths, valid, 8);
-  const TypedMatrix y = padded.run();
-  padded.expect_right(y);
-  EXPECT_EQ(padded.run(true).values(), y.values());
+  for (const std::int64_t heads : {1, 2}) {
+    s.heads = heads;
+    Case padded(s, lengths, valid, 8);
+    const TypedMatrix y = padded.run();
+    padded.expect_right(y);
+    EXPECT_EQ(padded.run(true).values(), y.values());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Gpu, CudaFusedSelfAttention, testing::Values(DType::f32, DType::f16, DType::bf16),

@@ -5,6 +5,7 @@
 #include "kernels/registry.h"
 
 #include <algorithm>
+#include <array>
 
 namespace nibble::test {
 namespace {
@@ -196,7 +197,7 @@ TEST(CudaWgmma, GeluOfEveryNumber) {
   }
 }
 
-// Without an activation: few rows run on the kernel's own tiles, long sums on a kernel of the library of another
+// Without an activation: few rows run on the kernel's own tiles, more on the library's, long sums on one of another
 // choice.
 TEST(CudaWgmma, SizesWithoutActivation) {
   NIBBLE_NEEDS_GPU();
@@ -212,6 +213,30 @@ TEST(CudaWgmma, SizesWithoutActivation) {
             seed);
       if (testing::Test::HasFailure()) return;
       ++seed;
+    }
+  }
+}
+
+// Wide tiles of 192 and of 256 columns, with and without an activation: sums of nine steps and a rest, columns that end
+// within a tile and within what is stored at a time.
+TEST(CudaWgmma, WideTiles) {
+  NIBBLE_NEEDS_GPU();
+  unsigned seed = 90;
+  for (const auto& [rows, inputs, outputs] :
+       {std::array<std::int64_t, 3>{2600, 520, 2056}, {3000, 768, 1544}, {5000, 520, 2304}}) {
+    for (const DType type : {DType::f16, DType::bf16}) {
+      for (const std::optional<ActivationKind> activation :
+           {std::optional<ActivationKind>(), {ActivationKind::gelu}, {ActivationKind::silu}}) {
+        check({.rows = rows,
+               .inputs = inputs,
+               .outputs = {outputs},
+               .type = type,
+               .activation = activation,
+               .bias = seed % 4 != 0},
+              seed);
+        if (testing::Test::HasFailure()) return;
+        ++seed;
+      }
     }
   }
 }

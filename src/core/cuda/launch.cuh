@@ -31,7 +31,7 @@ enum class Share { as_needed, most };
 /// that may need more than 48 KiB, always with the same number.
 template <auto kKernel>
 void allow_shared_memory(std::size_t bytes) {
-  static std::atomic<std::uint64_t> allowed{0};  // a bit a device, of as many as it has
+  static std::atomic<std::uint64_t> allowed{0};  // a bit a device; those beyond its bits are set each time
   int device = 0;
   check_cuda(cudaGetDevice(&device), "asking for the device in use");
   const std::uint64_t bit = device < 64 ? std::uint64_t{1} << device : 0;
@@ -128,6 +128,13 @@ void with_type(DType dtype, const char* what, const Body& body) {
     default:
       fail("{} of type {} is not supported on the GPU; use f32, f16 or bf16", what, name_of(dtype));
   }
+}
+
+/// 2^x within 2 units in the last place; numbers below the least normal one are 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 /// The sum of `value` over the 32 lanes of a warp, in every lane; the same order each time.

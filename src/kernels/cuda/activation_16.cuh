@@ -1,6 +1,7 @@
 // Activations whose results are rounded to 16 bits.
 #pragma once
 
+#include "core/cuda/launch.cuh"
 #include "kernels/cuda/activation.cuh"
 
 #include <cuda_bf16.h>
@@ -8,15 +9,10 @@
 
 namespace nibble {
 
-__device__ __forceinline__ float exp2_short(float x) {
-  float out;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
-  return out;
-}
-
 /// gelu(x) = max(x, 0) - t * Phi(-t), t = |x|, where log2 Phi(-t) = p(t) is smooth: a polynomial of degree 5 fitted on
 /// [0, 6], with the error of gelu as its weight, gives gelu within 5e-6, and within 6e-5 of itself where |gelu| > 1e-3,
-/// for one exp2, a sixth of erfc's instructions. p(t) = gelu_tail(t, q(t)), q the terms from the third on.
+/// for one exp2, a sixth of erfc's instructions. Phi(-t) = gelu_tail(t, q(t)), where q(t) is
+/// p(t) less its terms up to t^2, over t^3.
 constexpr float kGelu5 = -0.00040853937389329076f;
 constexpr float kGelu4 = 0.006623461376875639f;
 constexpr float kGelu3 = -0.050740908831357956f;
@@ -24,7 +20,7 @@ constexpr float kGelu3 = -0.050740908831357956f;
 __device__ __forceinline__ float gelu_tail(float t, float q) {
   float p = fmaf(t, q, -0.4609202444553375f);
   p = fmaf(t, p, -1.1506232023239136f);
-  return exp2_short(fmaf(t, p, -1.0f));
+  return exp2_fast(fmaf(t, p, -1.0f));
 }
 
 __device__ __forceinline__ float short_gelu(float x) {

@@ -161,7 +161,7 @@ class Attention {
   __device__ __forceinline__ void attend(const float (&sums)[kSums], const unsigned (&bias)[kSums / 4]) const {
     put(sums, bias);
     const Range ranges[2] = {range_of(lane() / 4), range_of(lane() / 4 + 8)};
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    fence_writes();
     wait_for_warps();
     constexpr int kHeads = kWidth / kHeadDim;
 #pragma unroll
@@ -308,7 +308,7 @@ class Attention {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& score = scores[4 * j + 2 * half + e];
-          asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(score) : "f"(fmaf(score, p_.scale, -offset)));
+          score = exp2_fast(fmaf(score, p_.scale, -offset));
           sum += score;
         }
       }

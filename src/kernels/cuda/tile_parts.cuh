@@ -1,4 +1,5 @@
-// What the kernels of tile_gemm.h share: how a product is described to them, and how a warp finishes 16 rows of it.
+// What the kernels of tile_gemm.h share: how a product is described to them, and how its bias and its
+// results are moved.
 #pragma once
 
 #include "core/cuda/launch.cuh"
@@ -11,10 +12,7 @@
 
 namespace nibble::tile {
 
-constexpr int kDepth = 64;        // elements of k a step: 128 bytes, the width of the swizzle
-constexpr int kChunk = 32;        // columns of a warp's rows that are rearranged at a time
-constexpr int kChunkStride = 40;  // 80 bytes: eight rows lie in different banks
-constexpr int kChunkBytes = 16 * kChunkStride * 2;
+constexpr int kDepth = 64;    // elements of k a step: 128 bytes, the width of the swizzle
 constexpr int kAlign = 1024;  // of stages: a block of the swizzle
 
 // What is computed of x: x, gelu(x), x * sigmoid(u), 2 * sigmoid(u) - 1 with u = x * (linear + cubic * x^2), or
@@ -81,27 +79,6 @@ __device__ __forceinline__ void store_piece(const Output& out, std::uint32_t fro
   *reinterpret_cast<uint4*>(static_cast<T*>(out.y) + row * out.y_stride + column) = eight;
 }
 
-// A warp writes 16 rows of kChunk columns, which it holds as pairs[8 columns][rows 0-7, 8-15]. They go through `chunk`,
-// kChunkBytes of shared memory of its own, so that 64 bytes of a row are written at a time.
-template <typename T>
-__device__ __forceinline__ void store_chunk(const Output& out, std::uint32_t chunk,
-                                            const unsigned (&pairs)[kChunk / 8][2], int row0, int column0) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  // As stmatrix wants them: matrices of rows 0-7 and 8-15 of eight columns, then of the next eight.
-  const std::uint32_t written = chunk + ((lane & 15) * kChunkStride + lane / 16 * 8) * 2;
-  __syncwarp();
-  store_matrices(written, pairs[0][0], pairs[0][1], pairs[1][0], pairs[1][1]);
-  store_matrices(written + 32, pairs[2][0], pairs[2][1], pairs[3][0], pairs[3][1]);
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = row0 + i * 8 + lane / 4;
-    const int column = column0 + lane % 4 * 8;
-    if (row < out.m && column < out.n)
-      store_piece<T>(out, chunk + ((i * 8 + lane / 4) * kChunkStride + lane % 4 * 8) * 2, row, column);
-  }
-}
-
 // The bias of a thread's two columns beside each other.
 template <typename T>
 __device__ __forceinline__ unsigned bias_at(const Output& out, int column) {
@@ -116,13 +93,15 @@ __device__ __forceinline__ void bring_bias(const Output& out, std::uint32_t to, 
   static_assert(kColumns <= 32 * kPiece);
   const int from = static_cast<int>(threadIdx.x) % 32 * kPiece;
   __syncwarp();
+  if (from < kColumns) {
 #pragma unroll
-  for (int i = 0; i < (from < kColumns ? kPiece / 4 : 0); ++i) {
-    const float2 a = values_of(bias_at<T>(out, column0 + from + 4 * i), T{});
-    const float2 b = values_of(bias_at<T>(out, column0 + from + 4 * i + 2), T{});
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + from * 4 + i * 16), "f"(a.x), "f"(a.y), "f"(b.x),
-                 "f"(b.y)
-                 : "memory");
+    for (int i = 0; i < kPiece / 4; ++i) {
+      const float2 a = values_of(bias_at<T>(out, column0 + from + 4 * i), T{});
+      const float2 b = values_of(bias_at<T>(out, column0 + from + 4 * i + 2), T{});
+      asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to + from * 4 + i * 16), "f"(a.x), "f"(a.y),
+                   "f"(b.x), "f"(b.y)
+                   : "memory");
+    }
   }
   __syncwarp();
 }

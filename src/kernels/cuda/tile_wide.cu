@@ -25,8 +25,8 @@ constexpr int kThreads = 128 * (kGroups + 1);  // the last warpgroup copies
 constexpr int kShare = 2;                      // blocks of a cluster
 constexpr int kXBytes = kRows * kDepth * 2;
 constexpr int kStepProducts = kDepth / 16;
-constexpr int kStored =
-    64;  // columns of a warp's 16 rows that are stored at a time: 128 bytes, the width of the swizzle
+// Columns of a warp's 16 rows that are stored at a time: 128 bytes, the width of the swizzle.
+constexpr int kStored = 64;
 constexpr int kStoredBytes = 16 * kStored * 2;
 
 template <int kColumns>
@@ -130,6 +130,7 @@ class Product {
       finish(y, former, i + 1, former_row, former_column, activation, pairs);
     }
     if (lane() == 0) bulk_wait_read();
+    __syncwarp();
   }
 
  private:
@@ -192,7 +193,7 @@ class Product {
   }
 
   // Columns [8 i, 8 i + 8) of the tile before. `pairs` holds those of an even i for the next one, with which they are
-  // arranged; eight are stored at a time.
+  // arranged; kStored columns are stored at a time.
   __device__ __forceinline__ void finish(const CUtensorMap* y, const unsigned (&former)[kSums / 2], int i, int row0,
                                          int column0, const Activation& activation, unsigned (&pairs)[2][2]) const {
 #pragma unroll
@@ -221,7 +222,7 @@ class Product {
     store_matrices(stored + row * kStored * 2 + ((piece - 1 + lane() / 16) ^ row % 8) * 16, pairs[0][0], pairs[0][1],
                    pairs[1][0], pairs[1][1]);
     if (piece + 1 < kPieces) return;
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    fence_writes();
     __syncwarp();
     if (lane() == 0) store_tile(y, stored, column0 + i / kPieces * kStored, row0);
   }

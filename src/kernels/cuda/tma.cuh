@@ -34,10 +34,11 @@ __device__ __forceinline__ void barrier_init(std::uint32_t barrier, std::uint32_
 __device__ __forceinline__ void barriers_ready() {
   asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
 }
-/// The same for a block that is no cluster's.
-__device__ __forceinline__ void barriers_ready_in_block() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
+/// Orders what this thread wrote to shared memory before what the copy engine and the tensor cores read or write there,
+/// once a barrier has passed it on.
+__device__ __forceinline__ void fence_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// As barriers_ready() for a block that is no cluster's.
+__device__ __forceinline__ void barriers_ready_in_block() { fence_writes(); }
 /// Arrives, and lets the phase wait for so many bytes of copies, too.
 __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -92,8 +93,8 @@ __device__ __forceinline__ void copy_tile_to_all(std::uint32_t to, const CUtenso
       : "memory");
 }
 
-/// Copies a tile from shared memory to (column, row) of a matrix, less what lies outside of it. What threads wrote must
-/// be fenced first (fence.proxy.async).
+/// Copies a tile from shared memory to (column, row) of a matrix, less what lies outside of it. What threads wrote
+/// there they fence first, fence_writes().
 __device__ __forceinline__ void store_tile(const CUtensorMap* map, std::uint32_t from, int column, int row) {
   asm volatile(
       "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];\ncp.async.bulk.commit_group;" ::"l"(

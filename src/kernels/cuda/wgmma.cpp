@@ -1,6 +1,6 @@
-// `wgmma`: full-precision weights in f16 or bf16. Products of few rows, and those with an activation behind them, run
-// on kernels for Hopper's tensor cores (tile_gemm.h), which have the activation in their epilogue and overlap the
-// kernels around them; the others on cuBLASLt where that is faster.
+// `wgmma`: full-precision weights in f16 or bf16. Products of few rows and of some thousands, and those with an
+// activation behind them, run on kernels for Hopper's tensor cores (tile_gemm.h), which have the activation in their
+// epilogue and overlap the kernels around them; the others on cuBLASLt where that is faster.
 #include "core/error.h"
 #include "kernels/cuda/dense_weights.h"
 #include "kernels/cuda/elementwise_activation.h"

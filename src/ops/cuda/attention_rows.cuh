@@ -2,6 +2,7 @@
 // and a tile of keys. A warpgroup has 64 rows of one sequence and one head; heads have 64 elements.
 #pragma once
 
+#include "kernels/cuda/tma.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "ops/cuda/kv_cache.cuh"
 #include "ops/cuda/mma.cuh"
@@ -16,7 +17,7 @@ constexpr int kKeyTile = 64;
 constexpr int kRowTileBytes = 64 * kHeadWidth * 2;
 constexpr int kTileAlign = 1024;  // of tiles: a block of the swizzle
 
-struct RowAttention {
+struct AttentionOfRows {
   void* y = nullptr;
   std::int64_t y_stride = 0;
   const std::int32_t* row_begin = nullptr;
@@ -32,7 +33,7 @@ struct RowAttention {
 __device__ __forceinline__ void clear_values(std::uint32_t values, int from, int thread, int threads) {
   for (int i = from * 8 + thread; i < kKeyTile * 8; i += threads)
     asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(values + i * 16), "r"(0) : "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  fence_writes();
 }
 
 /// Scores of a warp's rows: scores[4 j + 2 h + e] is row lane / 4 + 8 h, key 8 j + lane % 4 * 2 + e of the tile.

@@ -344,12 +344,6 @@ __device__ __forceinline__ void write_row(const HeadPairs& head, const CodeScale
 
 // ---- Arithmetic that both attention kernels share -----------------------------------------------------------------
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// A largest score as an exponent's offset: while all keys so far are masked it is -inf, and -inf - -inf is no number.
 __device__ __forceinline__ float as_offset(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 

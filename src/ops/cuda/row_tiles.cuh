@@ -16,9 +16,9 @@ struct SequenceTile {
 
 /// Tiles of `size` rows, counted over the sequences in order; there are at most rows / size + sequences. A warp looks
 /// by itself, at 32 sequences at a time, and keeps the last ones it looked at.
-class SequenceTiles {
+class SequenceTileFinder {
  public:
-  __device__ __forceinline__ SequenceTiles(const std::int32_t* row_begin, int sequences, int size)
+  __device__ __forceinline__ SequenceTileFinder(const std::int32_t* row_begin, int sequences, int size)
       : row_begin_(row_begin), sequences_(sequences), size_(size) {
     look_at(0);
   }
@@ -74,7 +74,7 @@ class SequenceTiles {
 /// One tile by itself.
 template <int kRows>
 __device__ __forceinline__ SequenceTile find_sequence_tile(const std::int32_t* row_begin, int sequences, int index) {
-  return SequenceTiles(row_begin, sequences, kRows).find(index);
+  return SequenceTileFinder(row_begin, sequences, kRows).find(index);
 }
 
 }  // namespace nibble::cuda

@@ -15,10 +15,11 @@ void self_attend_tiles(const SelfAttentionArgs& args, const CudaDevice& device, 
 /// and rows at multiples of 16 bytes.
 bool takes_wgmma(const SelfAttentionArgs& args, const CudaDevice& device);
 void self_attend_wgmma(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);
-struct RowAttention;
+struct AttentionOfRows;
 constexpr int kTeamRows = 128;  // that self_attend_teams() takes at a time
-/// What it becomes with many rows.
-void self_attend_teams(const SelfAttentionArgs& args, const RowAttention& p, int multiprocessors, CudaStream& stream);
+/// What self_attend_wgmma() becomes with many rows.
+void self_attend_teams(const SelfAttentionArgs& args, const AttentionOfRows& p, int multiprocessors,
+                       CudaStream& stream);
 
 /// The same in float arithmetic on q, k, v and y of f32.
 void self_attend_f32(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream);

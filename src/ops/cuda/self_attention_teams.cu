@@ -17,14 +17,16 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kGroups = 2;  // of a team
+static_assert(kTeamRows == 64 * kGroups);
 constexpr int kTeams = 2;
 constexpr int kTeamThreads = 128 * kGroups;
 constexpr int kAttend = kTeams * kTeamThreads;
 constexpr int kThreads = kAttend + 128;  // the last warpgroup copies, a warp for each team
-// Of a thread: 65536 of a multiprocessor, less than 102 each.
+// Of a thread. A multiprocessor has 65536: 102 for each, of which 96, a multiple of 8, are given at the launch.
+constexpr int kLaunchRegisters = 96;
 constexpr int kAttendRegisters = 112;
 constexpr int kCopyRegisters = 32;
-static_assert(kAttend * kAttendRegisters + 128 * kCopyRegisters <= kThreads * 96);
+static_assert(kAttend * kAttendRegisters + 128 * kCopyRegisters <= kThreads * kLaunchRegisters);
 
 constexpr int kTurns = 2;  // tiles of q
 constexpr int kStages = 4;
@@ -46,7 +48,7 @@ struct Item {
 template <typename T>
 class Attention {
  public:
-  __device__ Attention(const RowAttention& p, std::uint32_t shared)
+  __device__ Attention(const AttentionOfRows& p, std::uint32_t shared)
       : p_(p), tiles_(shared + team() * kTeamBytes), control_(shared + kTeams * kTeamBytes + team() * kControlBytes) {}
 
   static __device__ bool attends() { return threadIdx.x < kAttend; }
@@ -68,7 +70,7 @@ class Attention {
   // The copying warp. From the last rows to the first: the product ahead wrote the last ones last, and of many rows
   // only those are still in the second cache. Heads go fastest, so that rows are read together.
   __device__ void copy(const CUtensorMap* q, const CUtensorMap* k, const CUtensorMap* v, int items) const {
-    SequenceTiles tiles(p_.row_begin, p_.sequences, kTeamRows);
+    SequenceTileFinder tiles(p_.row_begin, p_.sequences, kTeamRows);
     int turns = 0;
     int done = 0;  // tiles of keys
     const int blocks = static_cast<int>(gridDim.x);
@@ -94,12 +96,13 @@ class Attention {
       for (int key = 0; key < keys; key += kKeyTile, ++done) {
         const int stage = done % kStages;
         barrier_wait(empty(stage), (done / kStages & 1) ^ 1);
-        if (lane() != 0) continue;
-        barrier_expect(full(stage), 2 * kRowTileBytes);
-        copy_tile(keys_at(stage), k, full(stage), column, tile.begin + key);
-        copy_tile(keys_at(stage) + kRowTileBytes, v, full(stage), column, tile.begin + key);
+        if (lane() == 0) {
+          barrier_expect(full(stage), 2 * kRowTileBytes);
+          copy_tile(keys_at(stage), k, full(stage), column, tile.begin + key);
+          copy_tile(keys_at(stage) + kRowTileBytes, v, full(stage), column, tile.begin + key);
+        }
+        __syncwarp();  // lanes that lag could miss a barrier's phases
       }
-      __syncwarp();
     }
     const int turn = turns % kTurns;
     barrier_wait(q_empty(turn), (turns / kTurns & 1) ^ 1);
@@ -189,12 +192,12 @@ class Attention {
     T* const y = static_cast<T*>(p_.y) + (item.row + warp() * 16) * p_.y_stride + item.column;
     rows.write(q_at(turn) + warp() * 16 * kHeadWidth * 2, y, p_.y_stride, item.rows - warp() * 16);
     // The next q there is the copy engine's.
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    fence_writes();
     __syncwarp();
     if (lane() == 0) barrier_arrive(q_empty(turn));
   }
 
-  const RowAttention& p_;
+  const AttentionOfRows& p_;
   const std::uint32_t tiles_;    // q, then k and v
   const std::uint32_t control_;  // items and barriers
 };
@@ -202,7 +205,7 @@ class Attention {
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     self_teams_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
-                      const __grid_constant__ CUtensorMap v, const __grid_constant__ RowAttention p, int items) {
+                      const __grid_constant__ CUtensorMap v, const __grid_constant__ AttentionOfRows p, int items) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::uint8_t memory[];
   using A = Attention<T>;
@@ -227,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T>
-void launch_teams(const SelfAttentionArgs& args, const RowAttention& p, int multiprocessors, CudaStream& stream) {
+void launch_teams(const SelfAttentionArgs& args, const AttentionOfRows& p, int multiprocessors, CudaStream& stream) {
   constexpr auto kKernel = self_teams_kernel<T>;
   allow_shared_memory<kKernel>(kBytes);
   const auto map = [&](const MatrixRef& m) { return matrix_map(m.data, m.dtype, m.rows, m.columns, m.stride, 64); };
@@ -239,7 +242,8 @@ void launch_teams(const SelfAttentionArgs& args, const RowAttention& p, int mult
 
 }  // namespace
 
-void self_attend_teams(const SelfAttentionArgs& args, const RowAttention& p, int multiprocessors, CudaStream& stream) {
+void self_attend_teams(const SelfAttentionArgs& args, const AttentionOfRows& p, int multiprocessors,
+                       CudaStream& stream) {
   if (args.q.dtype == DType::f16) {
     launch_teams<__half>(args, p, multiprocessors, stream);
   } else {

@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kRows = 64;
 constexpr int kThreads = 128;
-constexpr int kBlocks = 4;  // of a multiprocessor
+constexpr int kBlocks = 3;  // of a multiprocessor, by their memory
 constexpr int kStages = 4;
 constexpr int kStageAt = kRowTileBytes;  // k, then v
 constexpr int kBarrierAt = kStageAt + kStages * 2 * kRowTileBytes;
@@ -28,7 +28,7 @@ constexpr int kBytes = kBarrierAt + 8 * (2 * kStages + 1) + kTileAlign;
 template <typename T>
 class Attention {
  public:
-  __device__ Attention(const RowAttention& p, std::uint32_t shared)
+  __device__ Attention(const AttentionOfRows& p, std::uint32_t shared)
       : p_(p), shared_(shared), head_(block() % p.heads) {}
 
   __device__ void init() const {
@@ -109,7 +109,7 @@ class Attention {
     copy_keys(k, v, stage, next);
   }
 
-  const RowAttention& p_;
+  const AttentionOfRows& p_;
   const std::uint32_t shared_;
   const int head_;
   SequenceTile tile_;
@@ -118,7 +118,7 @@ class Attention {
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     self_wgmma_kernel(const __grid_constant__ CUtensorMap q, const __grid_constant__ CUtensorMap k,
-                      const __grid_constant__ CUtensorMap v, const __grid_constant__ RowAttention p) {
+                      const __grid_constant__ CUtensorMap v, const __grid_constant__ AttentionOfRows p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ std::uint8_t memory[];
   Attention<T> attention(p, (shared_address(memory) + kTileAlign - 1) / kTileAlign * kTileAlign);
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 template <typename T>
-void launch_few(const SelfAttentionArgs& args, const RowAttention& p, CudaStream& stream) {
+void launch_few(const SelfAttentionArgs& args, const AttentionOfRows& p, CudaStream& stream) {
   constexpr auto kKernel = self_wgmma_kernel<T>;
   allow_shared_memory<kKernel>(kBytes);
   const auto map = [&](const MatrixRef& m) { return matrix_map(m.data, m.dtype, m.rows, m.columns, m.stride, kRows); };
@@ -157,7 +157,7 @@ bool takes_wgmma(const SelfAttentionArgs& args, const CudaDevice& device) {
 }
 
 void self_attend_wgmma(const SelfAttentionArgs& args, const CudaDevice& device, CudaStream& stream) {
-  RowAttention p;
+  AttentionOfRows p;
   p.y = args.y.data;
   p.y_stride = args.y.stride;
   p.row_begin = args.map.row_begin;
@@ -167,7 +167,7 @@ void self_attend_wgmma(const SelfAttentionArgs& args, const CudaDevice& device, 
   p.scale = args.scale * std::numbers::log2e_v<float>;
   p.causal = args.causal;
   // Teams take 128 rows, which reads keys half as often; blocks of 64 keep more multiprocessors busy where there are
-  // few rows.
+  // few rows, and leave less empty of sequences of 64 rows or fewer on average.
   const std::int64_t large = args.map.rows / kTeamRows * p.heads;
   if (large >= device.multiprocessors() && args.map.rows > kRows * args.map.sequences) {
     self_attend_teams(args, p, device.multiprocessors(), stream);
