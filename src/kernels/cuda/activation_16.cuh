@@ -11,8 +11,8 @@ namespace nibble {
 
 /// gelu(x) = max(x, 0) - t * Phi(-t), t = |x|, where log2 Phi(-t) = p(t) is smooth: a polynomial of degree 5 fitted on
 /// [0, 6], with the error of gelu as its weight, gives gelu within 5e-6, and within 6e-5 of itself where |gelu| > 1e-3,
-/// for one exp2, a sixth of erfc's instructions. Phi(-t) = gelu_tail(t, q(t)), where q(t) is
-/// p(t) less its terms up to t^2, over t^3.
+/// for one exp2, a sixth of erfc's instructions. Phi(-t) = gelu_tail(t, q(t)), where q(t) is p(t) less its terms up to
+/// t^2, over t^3.
 constexpr float kGelu5 = -0.00040853937389329076f;
 constexpr float kGelu4 = 0.006623461376875639f;
 constexpr float kGelu3 = -0.050740908831357956f;
@@ -23,9 +23,11 @@ __device__ __forceinline__ float gelu_tail(float t, float q) {
   return exp2_fast(fmaf(t, p, -1.0f));
 }
 
+__device__ __forceinline__ float gelu_tail(float t) { return gelu_tail(t, fmaf(t, fmaf(t, kGelu5, kGelu4), kGelu3)); }
+
 __device__ __forceinline__ float short_gelu(float x) {
   const float t = fabsf(x);
-  return fmaf(-t, gelu_tail(t, fmaf(t, fmaf(t, kGelu5, kGelu4), kGelu3)), fmaxf(x, 0.0f));
+  return fmaf(-t, gelu_tail(t), fmaxf(x, 0.0f));
 }
 
 /// gelu of two values beside each other, which were rounded to T already: what the rounding of the results allows is
@@ -45,8 +47,7 @@ __device__ __forceinline__ unsigned short_gelu(unsigned pair, __nv_bfloat16) {
   const __nv_bfloat162 x = *reinterpret_cast<const __nv_bfloat162*>(&pair);
   const __nv_bfloat162 t = __habs2(x);
   const float2 ts = __bfloat1622float2(t);
-  const auto tail_of = [](float v) { return gelu_tail(v, fmaf(v, fmaf(v, kGelu5, kGelu4), kGelu3)); };
-  const __nv_bfloat162 tail = __floats2bfloat162_rn(tail_of(ts.x), tail_of(ts.y));
+  const __nv_bfloat162 tail = __floats2bfloat162_rn(gelu_tail(ts.x), gelu_tail(ts.y));
   const __nv_bfloat162 y = __hfma2(__hneg2(t), tail, __hmax2(x, __float2bfloat162_rn(0.0f)));
   return *reinterpret_cast<const unsigned*>(&y);
 }

@@ -1,5 +1,4 @@
-// What the kernels of tile_gemm.h share: how a product is described to them, and how its bias and its
-// results are moved.
+// What the kernels of tile_gemm.h share: how a product is described to them, and how its bias and results are moved.
 #pragma once
 
 #include "core/cuda/launch.cuh"
