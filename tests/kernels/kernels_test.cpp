@@ -1,5 +1,6 @@
 // Every registered CPU kernel against float64, on every kind of site that it takes.
 #include "core/cpu_device.h"
+#include "core/thread_pool.h"
 #include "kernels/random_site.h"
 #include "kernels/registry.h"
 #include "kernels/verify.h"
@@ -140,7 +141,7 @@ TEST_P(EveryKernel, FusedSites) {
   }
 }
 
-// More rows than one group of blocks holds, in parts whose last panel is not full.
+// More rows than one group holds, in parts whose last panel is not full.
 TEST_P(EveryKernel, ManyRows) {
   for (const DType compute : {DType::f32, DType::bf16}) {
     check({.in_features = 1056, .out_features = {40, 64}, .bias = true, .compute = compute, .seed = 400}, {500});
@@ -151,6 +152,27 @@ TEST_P(EveryKernel, ManyRows) {
            .seed = 401},
           {391});
   }
+}
+
+// Threads whose shares end within a panel and within a group of rows, and more threads than panels.
+TEST_P(EveryKernel, SharesOfThreads) {
+  ThreadPool& pool = ThreadPool::instance();
+  const int before = pool.threads();
+  for (const int threads : {1, 3, 7}) {
+    pool.set_threads(threads);
+    for (const bool gptq : {false, true}) {
+      for (const DType compute : {DType::f32, DType::bf16}) {
+        RandomSiteOptions options{.in_features = 1536, .out_features = {72}, .compute = compute, .seed = 402};
+        if (gptq) options.gptq = GptqFormat{4, 128, false, true};
+        check(options, {37, 203});
+        options.in_features = 384;
+        options.out_features = {104, 104};
+        options.epilogue = {EpilogueKind::gated, ActivationKind::silu};
+        check(options, {13, 49, 85, 387});
+      }
+    }
+  }
+  pool.set_threads(before);
 }
 
 // Of the proportions of a real model, where blocking over K, N and rows has whole and part blocks.

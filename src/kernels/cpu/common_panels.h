@@ -56,6 +56,7 @@ struct Functions {
   MixedProduct* mixed = nullptr;
   Bf16Product* bf16 = nullptr;  // with scale_bf16, from bf16_rows rows on; null where `mixed` is the best for all
   std::int64_t bf16_rows = 0;
+  std::int64_t bf16_tile = 0;  // rows that it multiplies together: parts of a call start at multiples of them
   SumSquares* sum_squares = nullptr;
   Scale* scale = nullptr;
   ScaleBf16* scale_bf16 = nullptr;

@@ -18,13 +18,16 @@ using panels::kWidth;
 
 // Up to so many rows each thread prepares all inputs for itself: that costs less than a barrier (1 to 2 us).
 constexpr std::int64_t kRedundantRows = 8;
-// Rows that go through a panel together: a multiple of 12, 16 and 32, the heights of the product functions' tiles.
-constexpr std::int64_t kRowBlock = 96;
-// Rows of products that are kept in a first-level cache (6 KiB) until they are activated, as whole tiles: 24 and 48
-// take the same time.
-constexpr std::int64_t kTileRows = 48;
-// Fewer where their inputs would take more than this: they and a panel are to stay in a second-level cache of 1 MB.
-constexpr std::int64_t kRowBlockBytes = 640 * 1024;
+// Rows that are multiplied together: the height of the vector functions' tiles, or a multiple of it. Work is shared out
+// and ordered by such tiles: blocks of 96 rows, the last with what was left, kept one thread waiting for the other (387
+// rows, K 384, N 1536, two threads: 1.24 of the time of 384).
+constexpr std::int64_t kTileRows = 12;
+// Rows of products that are kept in a first-level cache (6 KiB) until they are activated: 24 and 48 take the same time.
+constexpr std::int64_t kKeptRows = 48;
+// Bytes of inputs that meet all panels before the next ones do: they and a panel are to stay in a second-level cache of
+// 1 MB. No fewer than so many rows, as panels come again for each such group.
+constexpr std::int64_t kGroupBytes = 640 * 1024;
+constexpr std::int64_t kGroupRows = 32;
 
 std::size_t prepared_bytes(std::int64_t inputs, std::int64_t rows) {
   const std::int64_t copies = rows <= kRedundantRows ? ThreadPool::instance().threads() : 1;
@@ -46,6 +49,7 @@ class Call {
         residual_(args.residual),
         workspace_(args.workspace) {
     bf16_inputs_ = layout.bf16 && functions_.bf16 != nullptr && rows_ >= functions_.bf16_rows;
+    tile_ = bf16_inputs_ ? functions_.bf16_tile : kTileRows;
     prepares_ = bf16_inputs_ || layout.prologue.kind != PrologueKind::none;
   }
 
@@ -68,16 +72,17 @@ class Call {
         static_cast<std::size_t>(thread) * layout_.step * static_cast<std::size_t>(layout_.panel_bytes);
 
     const auto steps = static_cast<std::int64_t>(layout_.panels.size() / layout_.step);
-    const std::int64_t block = block_rows(steps, threads);
-    const std::int64_t blocks = ceil_div(rows_, block);
-    const std::int64_t group = group_blocks(block, blocks);
-    const auto [begin, end] = split_range(steps * blocks, 1, thread, threads);
+    const std::int64_t tiles = ceil_div(rows_, tile_);
+    const std::int64_t group = group_tiles(tiles);
+    const auto [begin, end] = split_range(steps * tiles, 1, thread, threads);
     std::array<const std::byte*, 2> weights{};
     std::int64_t loaded = -1;
-    for (std::int64_t work = begin; work < end; ++work) {
-      const std::int64_t first = work / (steps * group) * group;  // block of the group
-      const std::int64_t size = std::min(group, blocks - first);
-      const std::int64_t step = work % (steps * group) / size;
+    for (std::int64_t work = begin; work < end;) {
+      const std::int64_t first = work / (steps * group) * group;  // tile of the group
+      const std::int64_t size = std::min(group, tiles - first);
+      const std::int64_t step = (work - first * steps) / size;
+      const std::int64_t tile = (work - first * steps) % size;  // of the group
+      const std::int64_t count = std::min(size - tile, end - work);
       const std::size_t panel = static_cast<std::size_t>(step) * layout_.step;
       if (step != loaded) {
         for (std::size_t i = 0; i < layout_.step; ++i) {
@@ -86,33 +91,22 @@ class Call {
         }
         loaded = step;
       }
-      const std::int64_t m = (first + work % (steps * group) % size) * block;
-      const std::int64_t count = std::min(block, rows_ - m);
-      multiply_block(panel, weights, prepared, m, count);
+      const std::int64_t m = (first + tile) * tile_;
+      multiply_rows(panel, weights, prepared, m, std::min(count * tile_, rows_ - m));
+      work += count;
     }
   }
 
  private:
-  // Fewer rows than kRowBlock also where there would be less than four pieces of work a thread: then the last ones
-  // wait.
-  std::int64_t block_rows(std::int64_t steps, int threads) const {
-    const std::int64_t row_bytes = layout_.inputs * (bf16_inputs_ ? 2 : 4);
-    std::int64_t block = kRowBlock;
-    for (const std::int64_t smaller : {std::int64_t{48}, std::int64_t{32}, std::int64_t{16}}) {
-      const bool too_large = block * row_bytes > kRowBlockBytes && smaller >= 32;
-      if (rows_ > smaller && (too_large || steps * ceil_div(rows_, block) < 4 * threads)) block = smaller;
-    }
-    return block;
-  }
-
-  // Blocks of rows that meet all panels before the next ones do: their inputs stay in a second-level cache, and panels
-  // come from the one behind it once a group. The other way round, inputs come again for each panel, which is slower
-  // from some hundred rows on (f32, K 768, N 3072, 512 rows: 1.06 of the time). Panels that are written when they
-  // are asked for are asked for once.
-  std::int64_t group_blocks(std::int64_t block, std::int64_t blocks) const {
-    if (scratch_) return blocks;
-    const std::int64_t block_bytes = block * layout_.inputs * (bf16_inputs_ ? 2 : 4);
-    return std::clamp(kRowBlockBytes / block_bytes, std::int64_t{1}, blocks);
+  // Tiles that meet all panels before the next ones do: their inputs stay in a second-level cache, and panels come from
+  // the one behind it once a group. The other way round, inputs come again for each panel, which is slower from some
+  // hundred rows on (f32, K 768, N 3072, 512 rows: 1.06 of the time). Panels that are written when they are asked for
+  // are asked for once. Groups are of one size as nearly as can be: a last one of few rows would wait for its panels.
+  std::int64_t group_tiles(std::int64_t tiles) const {
+    if (scratch_) return tiles;
+    const std::int64_t tile_bytes = tile_ * layout_.inputs * (bf16_inputs_ ? 2 : 4);
+    const std::int64_t most = std::max(kGroupBytes / tile_bytes, ceil_div(kGroupRows, tile_));
+    return ceil_div(tiles, ceil_div(tiles, most));
   }
 
   void prepare_row(std::int64_t m, std::byte* prepared) const {
@@ -132,8 +126,8 @@ class Call {
   }
 
   // Rows [m, m + rows) of the panels of a step.
-  void multiply_block(std::size_t panel, const std::array<const std::byte*, 2>& weights, const std::byte* prepared,
-                      std::int64_t m, std::int64_t rows) const {
+  void multiply_rows(std::size_t panel, const std::array<const std::byte*, 2>& weights, const std::byte* prepared,
+                     std::int64_t m, std::int64_t rows) const {
     const PanelLayout::Panel& to = layout_.panels[panel];
     const float* bias = layout_.bias.data() + panel * static_cast<std::size_t>(kWidth);
     const EpilogueKind kind = layout_.epilogue.kind;
@@ -143,11 +137,13 @@ class Call {
       product(weights[0], prepared, m, rows, {y.f32_row(m) + to.first, y.stride, bias, residual, residual_.stride});
       return;
     }
-    // Through memory that stays in a first-level cache.
-    alignas(64) float first[kTileRows * kWidth];
-    alignas(64) float second[kTileRows * kWidth];
-    for (std::int64_t done = 0; done < rows; done += kTileRows) {
-      const std::int64_t count = std::min(kTileRows, rows - done);
+    // Through memory that stays in a first-level cache, in whole tiles of which the last takes what is left: a few rows
+    // apart would wait for the panel.
+    alignas(64) float first[kKeptRows * kWidth];
+    alignas(64) float second[kKeptRows * kWidth];
+    const std::int64_t most = (kKeptRows - 1) / tile_ * tile_;
+    for (std::int64_t done = 0, count = 0; done < rows; done += count) {
+      count = rows - done <= kKeptRows ? rows - done : most;
       float* out = y.f32_row(m + done) + to.first;
       product(weights[0], prepared, m + done, count, {first, kWidth, bias, nullptr, 0});
       if (kind == EpilogueKind::gated) {
@@ -195,6 +191,7 @@ class Call {
   MatrixRef residual_;
   std::byte* workspace_;
   bool bf16_inputs_ = false;
+  std::int64_t tile_ = kTileRows;
   bool prepares_ = false;
 };
 
