@@ -56,8 +56,7 @@ bool pairs_are_faster() {
 // and 3.7.
 constexpr std::int64_t kVectorPairRows = 2;
 constexpr std::int64_t kTilePairRows = 9;
-// Rows of a step of bf16_avx512bf16 and of bf16_amx.
-constexpr std::int64_t kVectorPairTile = 12;
+// Rows of a step of bf16_amx.
 constexpr std::int64_t kTilePairTile = 32;
 
 Functions functions() {
@@ -67,7 +66,7 @@ Functions functions() {
   f.bf16 = pick<Bf16Product>({{Isa::avx512bf16, bf16_avx512bf16}, {Isa::amx, bf16_amx}});
   if (f.bf16 == bf16_avx512bf16 && !pairs_are_faster()) f.bf16 = nullptr;
   f.bf16_rows = f.bf16 == bf16_amx ? kTilePairRows : kVectorPairRows;
-  f.bf16_tile = f.bf16 == bf16_amx ? kTilePairTile : kVectorPairTile;
+  f.bf16_tile = f.bf16 == bf16_amx ? kTilePairTile : kTileRows;
   f.sum_squares = pick<SumSquares>(
       {{Isa::scalar, sum_squares_scalar}, {Isa::avx2, sum_squares_avx2}, {Isa::avx512, sum_squares_avx512}});
   f.scale = pick<Scale>({{Isa::scalar, scale_scalar}, {Isa::avx2, scale_avx2}, {Isa::avx512, scale_avx512}});

@@ -14,18 +14,15 @@ namespace nibble {
 namespace {
 
 using panels::kPad;
+using panels::kTileRows;
 using panels::kWidth;
 
 // Up to so many rows each thread prepares all inputs for itself: that costs less than a barrier (1 to 2 us).
 constexpr std::int64_t kRedundantRows = 8;
-// Rows that are multiplied together: the height of the vector functions' tiles, or a multiple of it. Work is shared out
-// and ordered by such tiles: blocks of 96 rows, the last with what was left, kept one thread waiting for the other (387
-// rows, K 384, N 1536, two threads: 1.24 of the time of 384).
-constexpr std::int64_t kTileRows = 12;
 // Rows of products that are kept in a first-level cache (6 KiB) until they are activated: 24 and 48 take the same time.
 constexpr std::int64_t kKeptRows = 48;
 // Bytes of inputs that meet all panels before the next ones do: they and a panel are to stay in a second-level cache of
-// 1 MB. No fewer than so many rows, as panels come again for each such group.
+// 1 MB. Room for so many rows in any case, as panels come again for each such group.
 constexpr std::int64_t kGroupBytes = 640 * 1024;
 constexpr std::int64_t kGroupRows = 32;
 
